@@ -1,0 +1,295 @@
+"""What every detector is: a registered class with a configuration, and its state in columns."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from detectors.types import EventBatch, Finding, Floats, Ints, Scope, Severity
+
+
+class DetectorError(Exception):
+    """Root of what detectors raise on purpose."""
+
+
+class StateError(DetectorError):
+    """A saved state cannot be used: it is of another detector, another version, or damaged."""
+
+
+# ---------------------------------------------------------------------------------- configuration
+
+
+class DetectorConfig(BaseModel):
+    """Settings of one detector; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    enabled: bool = Field(default=True, description="Whether the detector runs.")
+
+
+def setting(default: Any, *, unit: str, why: str, source: str, **bounds: Any) -> Any:
+    """A threshold: a default with its unit, its meaning and where the default comes from."""
+    return Field(default=default, description=why, json_schema_extra={"unit": unit, "source": source}, **bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the engine needs to know of a detector."""
+
+    name: str
+    version: int
+    """Version of the state format; a saved state of another version is refused."""
+    scope: Scope
+    waived: Mapping[str, str] = field(default_factory=dict)
+    """Contract checks the detector does not have to pass: name of the check -> reason."""
+
+
+# ------------------------------------------------------------------------------------------ state
+
+
+class Table:
+    """State in columns: one row per entity, one numpy array per field.
+
+    `fields` maps a name to (dtype, blank value) or (dtype, blank value, width); a width gives every
+    entity a small vector. Rows grow on demand and are blank until written.
+    """
+
+    def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
+        self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._rows = 0
+        self.reserve(16)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all columns."""
+        return sum(c.nbytes for c in self._columns.values())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._columns[name]
+
+    def reserve(self, rows: int) -> None:
+        """Makes sure that rows 0 .. rows - 1 exist; grows by half at least, so growth stays cheap."""
+        if rows <= self._rows:
+            return
+        size = max(rows, self._rows + self._rows // 2)
+        for name, (dtype, blank, width) in self._fields.items():
+            column = np.full((size, width) if width else size, blank, dtype)
+            if self._rows:
+                column[: self._rows] = self._columns[name]
+            self._columns[name] = column
+        self._rows = size
+
+    def clear(self, rows: Ints) -> None:
+        """Makes rows blank again; rows that do not exist yet are blank anyway."""
+        rows = rows[rows < self._rows]
+        for name, (_, blank, _) in self._fields.items():
+            self._columns[name][rows] = blank
+
+    def dump(self, rows: Ints) -> dict[str, Any]:
+        """The rows as plain data: field -> (dtype, shape, bytes)."""
+        return {
+            name: (c.dtype.str, c[rows].shape, np.ascontiguousarray(c[rows]).tobytes())
+            for name, c in self._columns.items()
+        }
+
+    def load(self, rows: Ints, page: Mapping[str, Any]) -> None:
+        """Writes what `dump` gave into `rows`.
+
+        Raises:
+            StateError: the page does not hold these fields in these types for this many rows.
+        """
+        if set(page) != set(self._fields):
+            raise StateError(f"saved state has fields {sorted(page)}, expected {sorted(self._fields)}")
+        decoded = {}
+        for name, (dtype, _, width) in self._fields.items():
+            kind, shape, raw = page[name]
+            want = (len(rows), width) if width else (len(rows),)
+            size = dtype.itemsize * int(np.prod(want))
+            if kind != dtype.str or tuple(shape) != want or len(raw) != size:
+                raise StateError(f"saved field {name!r} is {kind}{tuple(shape)}, expected {dtype.str}{want}")
+            decoded[name] = np.frombuffer(raw, dtype).reshape(want)
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
+        for name, values in decoded.items():
+            self._columns[name][rows] = values
+
+
+# ----------------------------------------------------------------------------------- alert pacing
+
+ALARM_FIELDS: dict[str, tuple[Any, ...]] = {
+    "alarm_level": (np.uint8, 0),
+    "alarm_ts": (np.float64, -np.inf),
+}
+"""Fields a table needs for `pace`."""
+
+
+def pace(table: Table, rows: Ints, level: NDArray[Any], ts: Floats, *, repeat_s: float, rearm_s: float) -> NDArray[Any]:
+    """Which of the firing entities speak now; remembers that they did.
+
+    An alarm speaks when it is new or rises, and again every `repeat_s` while it lasts, so that its
+    incident is seen to go on. After `rearm_s` without firing it counts as new again.
+
+    Args:
+        rows: (k,) distinct rows.
+        level: (k,) 0 quiet, 1 warning, 2 critical.
+        ts: (k,) event time, s.
+
+    Returns:
+        (k,) bool.
+    """
+    last = table["alarm_ts"][rows]
+    before = np.where(ts - last >= rearm_s, 0, table["alarm_level"][rows])
+    speak: NDArray[Any] = (level > 0) & ((level > before) | (ts - last >= repeat_s))
+    chosen = rows[speak]
+    table["alarm_level"][chosen] = np.maximum(level, before)[speak]
+    table["alarm_ts"][chosen] = np.maximum(ts, last)[speak]
+    return speak
+
+
+def severity_of(level: int) -> Severity:
+    """The name of an alarm level (1 or 2)."""
+    return "critical" if level >= 2 else "warning"
+
+
+# -------------------------------------------------------------------------------------- detectors
+
+
+class Detector(ABC):
+    """Columns in, findings out; state in `tables`, a row per entity of `spec.scope`.
+
+    What must hold for every detector is written as checks in `detectors/checks.py`.
+    """
+
+    spec: ClassVar[Spec]
+    Config: ClassVar[type[DetectorConfig]] = DetectorConfig
+
+    tables: dict[str, Table]
+    """All state that belongs to entities; filled by the subclass's constructor."""
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None: ...
+
+    @abstractmethod
+    def update(self, batch: EventBatch) -> Sequence[Finding]:
+        """Scores, then learns, the batch's events in order; returns what was found."""
+
+    def reserve(self, rows: int) -> None:
+        """Makes sure that state exists for rows 0 .. rows - 1."""
+        for table in self.tables.values():
+            table.reserve(rows)
+
+    def forget(self, rows: Ints) -> None:
+        """The entities of these rows are gone; the rows will be given to others."""
+        for table in self.tables.values():
+            table.clear(rows)
+
+    def dump(self, rows: Ints) -> bytes:
+        """The state of `rows` as one page, with the detector's name and state version."""
+        page = {name: table.dump(rows) for name, table in self.tables.items()}
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, page))
+
+    def load(self, rows: Ints, page: bytes) -> None:
+        """Takes a page of `dump` into `rows`.
+
+        Raises:
+            StateError: the page is of another detector or version, or damaged.
+        """
+        try:
+            name, version, saved = msgspec.msgpack.decode(page)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise StateError("saved state is damaged: it is not a page of a detector") from error
+        if (name, version) != (self.spec.name, self.spec.version) or set(saved) != set(self.tables):
+            raise StateError(
+                f"saved state is of {name} version {version}, this is {self.spec.name} version {self.spec.version}"
+            )
+        for table_name, table in self.tables.items():
+            table.load(rows, saved[table_name])
+
+    # Figures of the whole fleet; most detectors need none.
+
+    def sketch(self) -> dict[str, list[int]]:
+        """Mergeable histograms this detector contributes to the fleet's calibration."""
+        return {}
+
+    def calibrate(self, figures: FleetFigures) -> None:  # noqa: B027 - most detectors need none
+        """Takes new figures of the whole fleet."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFigures:
+    """Histograms over the whole fleet, merged from all partitions, under a version.
+
+    `counts` maps a figure's name to its histogram on the grid of `LogGrid`.
+    """
+
+    version: str = "none"
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def quantile(self, figure: str, q: float, at_least: int = 1) -> float | None:
+        """The q-quantile of a figure, or None where fewer than `at_least` values are known."""
+        counts = np.asarray(self.counts.get(figure, ()), np.int64)
+        total = int(counts.sum())
+        if total < max(1, at_least):
+            return None
+        index = int(np.searchsorted(np.cumsum(counts), q * total))
+        return LogGrid.value(min(index, len(counts) - 1))
+
+
+class LogGrid:
+    """A fixed logarithmic grid for mergeable histograms of positive values.
+
+    Bins are 5 % wide from 1 to 10^13, so a quantile read from it is within 2.5 % of the true one.
+    """
+
+    STEP = 0.05
+    BINS = 600
+
+    @classmethod
+    def index(cls, values: Floats) -> Ints:
+        """(n,) bins of (n,) values."""
+        steps = np.log(np.maximum(values, 1.0)) / cls.STEP
+        return np.minimum(steps.astype(np.int64), cls.BINS - 1)
+
+    @classmethod
+    def value(cls, index: int) -> float:
+        """The middle of a bin."""
+        return float(np.exp((index + 0.5) * cls.STEP))
+
+
+_registry: dict[str, type[Detector]] = {}
+D = TypeVar("D", bound=type[Detector])
+
+
+def register(cls: D) -> D:
+    """Class decorator: makes a detector known under `spec.name`.
+
+    Raises:
+        DetectorError: the name is taken.
+    """
+    name = cls.spec.name
+    known = _registry.get(name)
+    if known is not None and known.__module__ != cls.__module__:
+        raise DetectorError(f"two detectors are called {name!r}: {known.__module__} and {cls.__module__}")
+    _registry[name] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Detector]]:
+    """All detectors by name, in alphabetical order."""
+    return dict(sorted(_registry.items()))
+
+
+def discover(package: str = "detectors") -> Iterator[str]:
+    """Imports every module of the package, so that a new file is all a new detector needs."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+        yield module.name

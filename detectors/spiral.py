@@ -1,0 +1,345 @@
+"""Trees of agents that set each other off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import (
+    ALARM_FIELDS,
+    Detector,
+    DetectorConfig,
+    Spec,
+    Table,
+    pace,
+    register,
+    setting,
+    severity_of,
+)
+from detectors.rounds import rounds
+from detectors.types import UNKNOWN, EventBatch, Finding, Ints, Kind, Scope, beyond
+
+RECENT = 16
+"""Results and contents remembered per tree to tell new ones from old."""
+
+
+class SpiralConfig(DetectorConfig):
+    """The thresholds of the spiral rules."""
+
+    window_s: float = setting(
+        60.0,
+        unit="s",
+        why="Window of the spawn rates (spawns fade exponentially).",
+        source="public incident: 188 agents started in one minute",
+        gt=0,
+    )
+    spawns_warning: float = setting(
+        60.0,
+        unit="runs",
+        why="Runs started in one tree within the window: warning.",
+        source="a map-reduce over 50 workers is healthy; hermes-agent caps sub-agents at 50",
+        gt=1,
+    )
+    spawns_critical: float = setting(
+        100.0,
+        unit="runs",
+        why="Runs started in one tree within the window: critical.",
+        source="half of the public incident's 188 agents in a minute",
+        gt=1,
+    )
+    nested_warning: float = setting(
+        8.0,
+        unit="runs",
+        why="Runs started by runs that were themselves started, within the window: warning.",
+        source="who starts agents is a planner; started agents that start agents are how spirals grow",
+        gt=1,
+    )
+    nested_critical: float = setting(
+        16.0,
+        unit="runs",
+        why="Runs started by started runs, within the window: critical.",
+        source="twice the warning: critical before the 20th spawn of a recursive fan-out",
+        gt=1,
+    )
+    depth_warning: int = setting(
+        5,
+        unit="levels",
+        why="Depth of the tree below its root: warning.",
+        source="hop limits of 5 to 7 are the usual remedy against agent loops",
+        ge=1,
+    )
+    depth_critical: int = setting(
+        8,
+        unit="levels",
+        why="Depth of the tree below its root: critical.",
+        source="one above the usual hop limit of 7",
+        ge=1,
+    )
+    hops_warning: int = setting(
+        20,
+        unit="messages",
+        why="Messages to and fro between two agents, no new tool result between: warning.",
+        source="cortex: 20 alternations; strands: 20 handoffs",
+        ge=2,
+    )
+    hops_critical: int = setting(
+        40,
+        unit="messages",
+        why="Messages to and fro between two agents, no new tool result between: critical.",
+        source="twice the warning",
+        ge=2,
+    )
+    echo_warning: int = setting(
+        6,
+        unit="messages",
+        why="The same, counting only messages whose words were said before: warning.",
+        source="commonly#508: two agents acknowledged each other for about 15 cycles",
+        ge=2,
+    )
+    echo_critical: int = setting(
+        12,
+        unit="messages",
+        why="The same, counting only messages whose words were said before: critical.",
+        source="twice the warning",
+        ge=2,
+    )
+    repeat_s: float = setting(
+        60.0,
+        unit="s",
+        why="A spiral that lasts is reported again after this time.",
+        source="keeps the incident alive; well under the quiet time of incidents",
+        gt=0,
+    )
+    rearm_s: float = setting(
+        300.0,
+        unit="s",
+        why="After this time without firing, a spiral of the same tree is new.",
+        source="equal to the quiet time of incidents",
+        gt=0,
+    )
+
+
+@register
+class Spiral(Detector):
+    """One task starts too many agents, too deep, or two of its agents only talk to each other.
+
+    Fires when: within a minute a tree starts 60 (100) runs, or its started runs start 8 (16) runs
+        themselves; the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that
+        repeat what was said, without a new tool result in between. In brackets: critical.
+    Quiet when: a planner starts up to some 50 workers; handoffs bring new tool results; more than two
+        agents take turns; producers send no root run and no parents (then there is no tree to see).
+    Units: runs per minute, levels, messages; spend of the whole tree.
+    State: per root run, two decayed spawn counts, the depth, the current pair with its message counts,
+        and 16 remembered results and 16 contents; about 400 bytes.
+    Source: limits of public agent frameworks and reports, named at each threshold.
+    """
+
+    spec: ClassVar[Spec] = Spec("spiral", version=1, scope=Scope.ROOT)
+    Config: ClassVar[type[DetectorConfig]] = SpiralConfig
+
+    def __init__(self, config: SpiralConfig) -> None:
+        self.config = config
+        self._tree = Table(
+            {
+                "ts": (np.float64, -np.inf),
+                "spawns": (np.float64, 0.0),
+                "nested": (np.float64, 0.0),
+                "runs": (np.int64, 0),
+                "depth": (np.int64, 0),
+                "sender": (np.uint64, 0),
+                "receiver": (np.uint64, 0),
+                "hops": (np.int32, 0),
+                "echoes": (np.int32, 0),
+                "contents": (np.uint64, 0, RECENT),
+                "results": (np.uint64, 0, RECENT),
+                "since": (np.float64, np.nan),
+            }
+        )
+        # One alarm per rule, so that a deep tree does not hide a fan-out.
+        self._alarms = {rule: Table(ALARM_FIELDS) for rule in ("fan_out", "nested", "depth", "ping_pong")}
+        self.tables = {"trees": self._tree} | self._alarms
+
+    def update(self, batch: EventBatch) -> Sequence[Finding]:
+        entity = batch.entities[self.spec.scope]
+        if not len(batch):
+            return ()
+        self.reserve(int(entity.row.max()) + 1)
+        is_message = (batch.kind == Kind.MESSAGE) & (batch.receiver != UNKNOWN)
+        is_result = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN)
+        found: list[tuple[int, Finding]] = []
+        for at in rounds(entity.row):
+            rows = entity.row[at]
+            if entity.new[at].any():
+                self.forget(rows[entity.new[at]])
+            self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
+            self._results(batch, at[is_result[at]])
+            found += self._spawns(batch, at[batch.spawned[at]])
+            found += self._messages(batch, at[is_message[at]])
+        found.sort(key=lambda pair: pair[0])
+        return [finding for _, finding in found]
+
+    def _spawns(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        if not len(at):
+            return []
+        config, tree = self.config, self._tree
+        rows, ts, depth = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.depth[at]
+        last = tree["ts"][rows]
+        fade = np.exp(-np.abs(ts - last) / config.window_s)  # 0 for the first spawn of a tree
+        late = ts < last
+        kept, added = np.where(late, 1.0, fade), np.where(late, fade, 1.0)
+        spawns = tree["spawns"][rows] * kept + added
+        nested = tree["nested"][rows] * kept + added * (depth >= 2)
+        deepest = np.maximum(tree["depth"][rows], depth)
+        tree["ts"][rows], tree["spawns"][rows], tree["nested"][rows] = np.maximum(ts, last), spawns, nested
+        tree["depth"][rows] = deepest
+        tree["runs"][rows] += 1
+
+        rules = (
+            ("fan_out", spawns, config.spawns_warning, config.spawns_critical, "runs"),
+            ("nested", nested, config.nested_warning, config.nested_critical, "runs"),
+            ("depth", depth, config.depth_warning, config.depth_critical, "levels"),
+        )
+        window = f"within {config.window_s:.0f} s"
+        says = {
+            "fan_out": lambda n: f"has started about {n:.0f} runs {window}",
+            "nested": lambda n: f"has runs that start runs: about {n:.0f} more {window}",
+            "depth": lambda n: f"is {n:.0f} levels deep",
+        }
+        found = []
+        for rule, count, warning, critical, unit in rules:
+            for k, level in self._speaking(rule, rows, count, warning, critical, ts):
+                found.append(
+                    (
+                        int(at[k]),
+                        self._finding(
+                            batch,
+                            int(at[k]),
+                            rule,
+                            level,
+                            float(count[k]),
+                            warning,
+                            unit,
+                            says[rule](float(count[k])),
+                            {},
+                        ),
+                    )
+                )
+        return found
+
+    def _messages(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        if not len(at):
+            return []
+        config, tree = self.config, self._tree
+        rows, content = batch.entities[self.spec.scope].row[at], batch.signature[at]
+        sender, receiver = batch.sender[at], batch.receiver[at]
+        answer = (sender == tree["receiver"][rows]) & (receiver == tree["sender"][rows])
+        same_way = (sender == tree["sender"][rows]) & (receiver == tree["receiver"][rows])
+        pair = answer | same_way
+        hops = np.where(pair, tree["hops"][rows] + answer, 1)
+        said = self._remember("contents", rows, content)
+        echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
+        tree["sender"][rows], tree["receiver"][rows] = sender, receiver
+        tree["hops"][rows], tree["echoes"][rows] = hops, echoes
+
+        # The rule that is further gone names the finding.
+        by_echo = echoes * config.hops_warning >= hops * config.echo_warning
+        count = np.where(by_echo, echoes, hops)
+        warning = np.where(by_echo, config.echo_warning, config.hops_warning)
+        critical = np.where(by_echo, config.echo_critical, config.hops_critical)
+        found = []
+        for k, level in self._speaking("ping_pong", rows, count, warning, critical, batch.ts[at]):
+            i = int(at[k])
+            how = " that repeat what was said" if by_echo[k] else ""
+            what = (
+                f"has {batch.agent_id[i]} and {batch.to_agent_id[i]} exchange {int(count[k])} messages{how} "
+                "without a new tool result"
+            )
+            found.append(
+                (
+                    i,
+                    self._finding(
+                        batch,
+                        i,
+                        "ping_pong",
+                        level,
+                        float(count[k]),
+                        float(warning[k]),
+                        "messages",
+                        what,
+                        {"agents": sorted((batch.agent_id[i], batch.to_agent_id[i]))},
+                    ),
+                )
+            )
+        return found
+
+    def _results(self, batch: EventBatch, at: Ints) -> None:
+        """A tool result not seen before in the tree is progress: the conversation starts afresh."""
+        if not len(at):
+            return
+        rows = batch.entities[self.spec.scope].row[at]
+        fresh = rows[~self._remember("results", rows, batch.result[at])]
+        self._tree["hops"][fresh] = 0
+        self._tree["echoes"][fresh] = 0
+
+    def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
+        """Whether each row knew its value already; moves it to the front of what the row knows."""
+        ring = self._tree[field][rows]
+        hit = (ring == value[:, None]) & (value != UNKNOWN)[:, None]
+        known: NDArray[Any] = hit.any(axis=1)
+        # Everything before the value's old place (or the oldest entry) moves back by one.
+        place = np.where(known, hit.argmax(axis=1), RECENT - 1)
+        shifted = np.concatenate([value[:, None], ring[:, :-1]], axis=1)
+        moved = np.where(np.arange(RECENT) <= place[:, None], shifted, ring)
+        observed = value != UNKNOWN
+        self._tree[field][rows[observed]] = moved[observed]
+        return known
+
+    def _speaking(
+        self, rule: str, rows: Ints, count: Any, warning: Any, critical: Any, ts: Any
+    ) -> list[tuple[int, int]]:
+        level = np.add(count >= warning, count >= critical, dtype=np.uint8)
+        alarms = self._alarms[rule]
+        speak = pace(alarms, rows, level, ts, repeat_s=self.config.repeat_s, rearm_s=self.config.rearm_s)
+        return [(int(k), int(level[k])) for k in np.flatnonzero(speak)]
+
+    def _finding(
+        self,
+        batch: EventBatch,
+        i: int,
+        rule: str,
+        level: int,
+        observed: float,
+        threshold: float,
+        unit: str,
+        what: str,
+        evidence: dict[str, Any],
+    ) -> Finding:
+        entity, tree = batch.entities[self.spec.scope], self._tree
+        row = entity.row[i]
+        tokens, dollars = int(entity.tokens[i]) / 1e3, int(entity.cost[i]) / 1e9
+        money = f", ${dollars:.2f}" if dollars >= 0.005 else ""
+        return Finding.at(
+            batch,
+            i,
+            detector=self.spec.name,
+            rule=rule,
+            severity=severity_of(level),
+            scope=self.spec.scope,
+            score=beyond(observed, threshold),
+            observed=round(observed, 2),
+            expected=float(threshold),
+            unit=unit,
+            reason=f"task {batch.root_run_id[i]} {what}"
+            + (f" ({tokens:,.0f} effective tokens{money} so far)" if tokens else ""),
+            evidence=evidence
+            | {
+                "since": float(tree["since"][row]),
+                "runs": int(tree["runs"][row]),
+                "depth": int(tree["depth"][row]),
+                "effective_tokens": tokens,
+                "cost_usd": round(dollars, 6),
+            },
+        )

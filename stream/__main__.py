@@ -1,0 +1,27 @@
+"""Entry point: `burnfuse`, or `python -m stream`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stream.cli import app
+from stream.errors import BurnfuseError
+
+
+def run() -> None:
+    """Runs the command line; errors of ours become one clear line and an exit code."""
+    try:
+        app(prog_name="burnfuse")
+    except BurnfuseError as error:
+        sys.stderr.write(f"burnfuse: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone, e.g. `burnfuse watch ... | head`. Python would complain again
+        # when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

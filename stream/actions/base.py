@@ -1,0 +1,102 @@
+"""What every action is."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stream.clock import Clock
+from stream.incidents import Incident
+
+
+class ActionConfig(BaseModel):
+    """Settings of one action; off unless switched on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    enabled: bool = Field(default=False, description="Whether the action is taken.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Done."""
+
+    reference: str = ""
+    """What the other side calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Nothing to do for this incident."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Not done; worth another try."""
+
+    after_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Not done, and another try would fail too."""
+
+    reason: str
+
+
+Outcome = Sent | Skipped | Retry | Failed
+
+Publish = Callable[[str, bytes, bytes], Awaitable[None]]
+"""Puts (topic, key, value) on Kafka, or wherever the process that runs the actions says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What an action may use."""
+
+    publish: Publish
+    clock: Clock
+    secret: Callable[[str], str | None]
+    """Name of a secret -> its value, if it is set."""
+
+
+class Action(Protocol):
+    """Something done when an incident opens, escalates, gains findings or is resolved."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ActionConfig]]
+
+    def __init__(self, config: Any, tools: Tools) -> None: ...
+
+    async def execute(self, incident: Incident) -> Outcome:
+        """Acts on the incident as it is now; called again for every change of it."""
+
+    async def close(self) -> None:
+        """Releases connections."""
+
+
+_actions: dict[str, type[Action]] = {}
+A = TypeVar("A", bound=type[Action])
+
+
+def register(cls: A) -> A:
+    """Class decorator: makes an action known."""
+    _actions[cls.name] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Action]]:
+    """All actions by name."""
+    import stream.actions as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_actions.items()))

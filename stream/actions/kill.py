@@ -1,0 +1,92 @@
+"""Kill proposals: what a kill switch would stop, put on Kafka for a controller to decide."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import uuid
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from pydantic import Field
+
+from stream.actions.base import ActionConfig, Outcome, Sent, Skipped, Tools, register
+from stream.incidents import Incident
+
+PAYLOAD_TYPE = "application/vnd.burnfuse.kill+json; v=1"
+_NAMESPACE = uuid.UUID("6f1d8a0e-5b0c-5d53-9d5e-0b8a6b6f5a10")
+
+
+class KillConfig(ActionConfig):
+    """Which incidents lead to a proposal."""
+
+    mode: Literal["dry_run"] = Field(
+        default="dry_run", description="dry_run: proposals are marked as shadow, nothing will be stopped."
+    )
+    detectors: list[str] = Field(default=["runaway"], description="Detectors whose critical incidents count.")
+    topic: str = Field(default="bf.kill.proposals", description="Topic of the proposals.")
+    environment: str = Field(default="prod", description="Name of the deployment; agents ignore others'.")
+
+
+@register
+class Kill:
+    """Proposes to stop the run of a critical incident: a record ready to be signed, in dry-run mode.
+
+    The record is a DSSE envelope without signatures yet. A proposal is made once per incident.
+    """
+
+    name: ClassVar[str] = "kill"
+    Config: ClassVar[type[ActionConfig]] = KillConfig
+
+    def __init__(self, config: KillConfig, tools: Tools) -> None:
+        self._config, self._tools = config, tools
+        self._proposed: set[str] = set()
+
+    async def execute(self, incident: Incident) -> Outcome:
+        if incident.state == "resolved":
+            self._proposed.discard(incident.id)
+            return Skipped("the incident is over")
+        if incident.severity != "critical":
+            return Skipped("only critical incidents lead to a proposal")
+        if incident.id in self._proposed:
+            return Skipped("proposed before")
+        if not any(rule.split(".")[0] in self._config.detectors for rule in incident.rules):
+            return Skipped("none of its detectors is in actions.kill.detectors")
+        key, envelope = proposal(incident, self._config, self._tools.clock.now())
+        await self._tools.publish(self._config.topic, key.encode(), envelope)
+        self._proposed.add(incident.id)
+        return Sent(key)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+def proposal(incident: Incident, config: KillConfig, now: float) -> tuple[str, bytes]:
+    """Key and value of the proposal: a DSSE envelope around a kill command for one run."""
+    key = f"|run|{incident.run_id}"
+    payload: dict[str, Any] = {
+        "v": 1,
+        "env": config.environment,
+        "key": key,
+        "command_id": str(uuid.uuid5(_NAMESPACE, f"{key}|{incident.id}")),
+        "state": "PROPOSED",
+        "mode": "shadow",
+        "action": "stop",
+        "target": {"scope": "run", "id": incident.run_id, "agent_id": incident.agent_id},
+        "reason": {
+            "rules": list(incident.rules),
+            "text": incident.title,
+            "incident_id": incident.id,
+            "evidence_digest": "sha256:" + hashlib.sha256(msgspec.json.encode(incident.findings)).hexdigest(),
+        },
+        "issued_at": round(now, 3),
+    }
+    body = msgspec.json.encode(payload, order="sorted")
+    envelope = {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(body).decode(), "signatures": []}
+    return key, msgspec.json.encode(envelope)
+
+
+def signing_bytes(payload_type: str, payload: bytes) -> bytes:
+    """What a signature covers: the pre-authentication encoding of DSSE v1."""
+    kind = payload_type.encode()
+    return b" ".join((b"DSSEv1", str(len(kind)).encode(), kind, str(len(payload)).encode(), payload))

@@ -1,0 +1,161 @@
+"""Slack: one message per incident, edited as the incident goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, ClassVar
+
+import aiohttp
+from pydantic import Field
+from slack_sdk.errors import SlackApiError, SlackRequestError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from detectors.base import setting
+from stream.actions.base import ActionConfig, Failed, Outcome, Retry, Sent, Skipped, Tools, register
+from stream.errors import ConfigError
+from stream.incidents import Incident
+from stream.text import clean, moment
+
+log = logging.getLogger(__name__)
+
+_SIGN = {"warning": ":warning:", "critical": ":rotating_light:"}
+_TITLE_CHARS = 2500  # a section holds 3,000 characters; escaping makes text longer
+
+
+class SlackConfig(ActionConfig):
+    """Where to post."""
+
+    channel: str = Field(default="#agent-alerts", description="Channel name or id; the bot must be a member.")
+    base_url: str = Field(default="https://slack.com/api/", description="Web API; another one for tests.")
+    timeout_s: int = setting(10, unit="s", why="Longest wait for an answer.", source="a few slow answers", ge=1)
+    update_s: float = setting(
+        30.0,
+        unit="s",
+        why="Least time between edits of a message that only gained findings.",
+        source="Slack allows about one message per second and channel; a storm must leave room",
+        ge=0,
+    )
+
+
+@register
+class Slack:
+    """Posts a message when an incident opens and edits it when it escalates, goes on or is resolved.
+
+    The token comes from BURNFUSE_SLACK_TOKEN (scope chat:write).
+    """
+
+    name: ClassVar[str] = "slack"
+    Config: ClassVar[type[ActionConfig]] = SlackConfig
+
+    def __init__(self, config: SlackConfig, tools: Tools) -> None:
+        token = tools.secret("slack_token")
+        if not token:
+            raise ConfigError(
+                "actions.slack is enabled but there is no token: set BURNFUSE_SLACK_TOKEN or BURNFUSE_SLACK_TOKEN_FILE"
+            )
+        self._config, self._clock = config, tools.clock
+        base_url = config.base_url if config.base_url.endswith("/") else config.base_url + "/"
+        # Without retry handlers: the SDK's own one posts twice when an answer is lost.
+        self._client = AsyncWebClient(token, base_url=base_url, timeout=config.timeout_s, retry_handlers=[])
+        self._messages: dict[str, _Message] = {}
+
+    async def execute(self, incident: Incident) -> Outcome:
+        message = self._messages.setdefault(incident.id, _Message())
+        async with message.lock:
+            outcome = await self._send(incident, message)
+        if incident.state == "resolved" and isinstance(outcome, Sent):
+            self._messages.pop(incident.id, None)
+        return outcome
+
+    async def close(self) -> None:
+        """The client opens a session per call; nothing is left open."""
+
+    async def _send(self, incident: Incident, message: _Message) -> Outcome:
+        shown = (incident.state, incident.severity)
+        now = self._clock.monotonic()
+        if message.shown == shown and now - message.sent_at < self._config.update_s:
+            return Skipped("nothing new but findings, and the message was edited a moment ago")
+        content: dict[str, Any] = {
+            "text": text(incident),
+            "blocks": blocks(incident),
+            "unfurl_links": False,
+            "unfurl_media": False,
+        }
+        try:
+            if message.ts is None:
+                if incident.state == "resolved":
+                    return Skipped("it was never posted")
+                answer = await self._client.chat_postMessage(channel=self._config.channel, **content)
+                message.channel, message.ts = answer["channel"], answer["ts"]
+            else:
+                content.pop("unfurl_links")
+                content.pop("unfurl_media")
+                await self._client.chat_update(channel=message.channel or "", ts=message.ts, **content)
+        except SlackApiError as error:
+            return _classify(error)
+        except (TimeoutError, aiohttp.ClientError, SlackRequestError) as error:
+            return Retry(2.0, f"Slack cannot be reached ({type(error).__name__})")
+        message.shown, message.sent_at = shown, now
+        return Sent(message.ts or "")
+
+
+class _Message:
+    """What is known of an incident's message."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.channel: str | None = None
+        self.ts: str | None = None
+        self.shown: tuple[str, str] | None = None
+        self.sent_at = float("-inf")
+
+
+def _classify(error: SlackApiError) -> Outcome:
+    status = error.response.status_code
+    code = error.response.get("error", "") if isinstance(error.response.data, dict) else ""
+    if status == 429 or code in ("ratelimited", "rate_limited"):
+        return Retry(float(error.response.headers.get("Retry-After", 1)), "Slack asks to slow down")
+    if status >= 500 or code in ("internal_error", "fatal_error", "service_unavailable", "request_timeout"):
+        return Retry(2.0, f"Slack has a problem ({code or status})")
+    return Failed(f"Slack refuses: {code or status}")
+
+
+def text(incident: Incident) -> str:
+    """One line: the notification, and what screen readers read."""
+    return f"{_SIGN[incident.severity]} {_word(incident)}: {_escape(incident.title)}"
+
+
+def blocks(incident: Incident) -> list[dict[str, Any]]:
+    """The message: what burns, how much, since when, by which rules."""
+    money = f"${incident.cost_usd:,.2f} + " if incident.cost_usd else ""
+    facts = [
+        f"*Agent*\n{_escape(incident.agent_id)}",
+        f"*Run*\n{_escape(incident.run_id)}",
+        f"*Burnt since it began*\n{money}{incident.effective_tokens:,.0f} effective tokens".replace(" + ", ", "),
+        f"*Since*\n{moment(incident.opened_ts)}",
+    ]
+    if incident.root_run_id != incident.run_id:
+        facts.append(f"*Task (root run)*\n{_escape(incident.root_run_id)}")
+    if incident.merged_into:
+        facts.append(f"*Now part of*\n{incident.merged_into}")
+    context = f"{incident.id} · {', '.join(incident.rules[:8])} · {len(incident.findings)} findings"
+    return [
+        {"type": "section", "text": {"type": "mrkdwn", "text": f"*{text(incident)}*"}},
+        {"type": "section", "fields": [{"type": "mrkdwn", "text": fact[:2000]} for fact in facts]},
+        {"type": "context", "elements": [{"type": "mrkdwn", "text": _escape(context)}]},
+    ]
+
+
+def _word(incident: Incident) -> str:
+    if incident.merged_into:
+        return "Merged into a spiral"
+    return {"open": incident.severity.capitalize(), "escalated": "Escalated to critical", "resolved": "Resolved"}[
+        incident.state
+    ]
+
+
+def _escape(value: str) -> str:
+    """Text of agents is hostile: no control characters, no mentions, no formatting."""
+    plain = clean(value)[:_TITLE_CHARS].replace("*", "∗").replace("`", "'")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,80 @@
+"""Figures of the whole fleet: merged from what the partitions saw, under a version.
+
+Cold-start limits and impact floors need the whole fleet, but a partition sees only its share. So every
+partition contributes histograms; merging is adding, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from detectors.base import FleetFigures, LogGrid
+from stream.errors import ConfigError
+
+Sketch = Mapping[str, Sequence[int]]
+
+
+def merge(sketches: Iterable[Sketch]) -> FleetFigures:
+    """The fleet's figures from its partitions' histograms; the version is derived from the content."""
+    counts: dict[str, list[int]] = {}
+    for sketch in sketches:
+        for name, histogram in sketch.items():
+            known = counts.setdefault(name, [0] * LogGrid.BINS)
+            counts[name] = [a + b for a, b in zip(known, histogram, strict=True)]
+    return FleetFigures(_version(counts), counts)
+
+
+def encode(figures: FleetFigures) -> bytes:
+    """The figures as JSON; empty bins at the end are left out."""
+    counts = {name: _trim(histogram) for name, histogram in sorted(figures.counts.items())}
+    return msgspec.json.encode({"version": figures.version, "step": LogGrid.STEP, "counts": counts})
+
+
+def decode(data: bytes, name: str) -> FleetFigures:
+    """Figures from what `encode` gave.
+
+    Raises:
+        ConfigError: this is no calibration, or one on another grid.
+    """
+    try:
+        wire = msgspec.json.decode(data, type=_Wire)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name} is not a calibration; make one with burnfuse watch --save-calibration") from error
+    if wire.step != LogGrid.STEP or any(len(h) > LogGrid.BINS for h in wire.counts.values()):
+        raise ConfigError(f"{name} is a calibration of another version of burnfuse; make it anew")
+    counts = {key: histogram + [0] * (LogGrid.BINS - len(histogram)) for key, histogram in wire.counts.items()}
+    return FleetFigures(wire.version, counts)
+
+
+def load(path: str) -> FleetFigures:
+    """Figures from a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no calibration.
+    """
+    try:
+        return decode(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the calibration {path}: {error.strerror}") from error
+
+
+class _Wire(msgspec.Struct):
+    version: str
+    step: float
+    counts: dict[str, list[int]]
+
+
+def _trim(histogram: Sequence[int]) -> list[int]:
+    last = max((i for i, count in enumerate(histogram) if count), default=-1)
+    return list(histogram[: last + 1])
+
+
+def _version(counts: Mapping[str, Sequence[int]]) -> str:
+    if not any(any(histogram) for histogram in counts.values()):
+        return "none"
+    text = msgspec.json.encode({name: _trim(h) for name, h in counts.items()}, order="sorted")
+    return hashlib.blake2b(text, digest_size=6).hexdigest()

@@ -1,0 +1,205 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from stream import logs
+from stream.clock import SystemClock
+from stream.errors import UsageError
+from stream.ingest import formats
+from stream.report import JsonReporter, PlainReporter, Reporter
+from stream.settings import Settings, load, settings_type
+from stream.view import LiveReporter
+
+app = typer.Typer(
+    help="Notices within seconds when AI agents burn money: retry loops, runaways, spirals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Checks, explains and shows the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Format = StrEnum("Format", {name: name for name in formats.names()})  # type: ignore[misc]
+
+_AUTO = Format("auto")
+
+
+class FailOn(StrEnum):
+    """Severities for --fail-on."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Configuration file (YAML); defaults otherwise.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the records.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")]
+
+
+def _settings(config: str | None, format_: Format | None = None) -> Settings:
+    settings = load(config)
+    if format_ is not None and format_.value != "auto":
+        settings = settings.model_copy(update={"input": settings.input.model_copy(update={"format": format_.value})})
+    return settings
+
+
+def _reporter(json: bool, title: str) -> Reporter:
+    if json:
+        return JsonReporter()
+    console = Console()
+    return LiveReporter(console, SystemClock(), title) if console.is_terminal else PlainReporter()
+
+
+@app.command(
+    epilog="Example: burnfuse demo --json | jq 'select(.type == \"incident\")'",
+)
+def demo(
+    json: JsonOption = False,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated company.")] = 7,
+    verbose: VerboseOption = False,
+) -> None:
+    """Shows the main job on a simulated company's agents with three injected faults."""
+    from stream.demo import run
+
+    logs.set_up(verbose)
+    run(seed, _reporter(json, "burnfuse demo: a simulated company's agents"), SystemClock(), quiet=json)
+
+
+@app.command(epilog="Example: burnfuse watch --json --fail-on critical events.jsonl.gz")
+def watch(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files (also .gz), folders, or - .")],
+    json: JsonOption = False,
+    config: ConfigOption = None,
+    format_: FormatOption = _AUTO,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep reading what is added to the files.")] = False,
+    fail_on: Annotated[
+        FailOn | None, typer.Option("--fail-on", help="Exit with 1 if such an incident opened.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Fixed figures of the fleet; learned otherwise.", show_default=False)
+    ] = None,
+    save_calibration: Annotated[
+        str | None, typer.Option(help="Write the figures learned to this file.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Take no actions, whatever is configured.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Runs the pipeline on recorded events."""
+    from stream.watch import watch as run
+
+    logs.set_up(verbose)
+    outcome = run(
+        _settings(config, format_),
+        paths,
+        _reporter(json, "burnfuse watch"),
+        SystemClock(),
+        calibration_file=calibration,
+        save_calibration=save_calibration,
+        follow=follow,
+        act=not dry_run,
+    )
+    if outcome.unreadable:
+        raise typer.Exit(3)
+    if outcome.fails_on(fail_on.value if fail_on else None):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: burnfuse normalize session.jsonl | head -3")
+def normalize(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files (also .gz), folders, or - .")],
+    format_: FormatOption = _AUTO,
+    config: ConfigOption = None,
+) -> None:
+    """Prints what burnfuse understands of a file: native events, one JSON object per line."""
+    from stream.normalize import normalize as run
+
+    logs.set_up(False)
+    if not run(_settings(config, format_), paths, SystemClock()):
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: burnfuse worker --config burnfuse.yaml")
+def worker(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
+    """Runs the Faust worker on Kafka until it is stopped."""
+    from stream.app import run
+
+    logs.set_up(verbose)
+    run(_settings(config))
+
+
+@app.command(epilog="Example: burnfuse topics --config burnfuse.yaml --check")
+def topics(
+    config: ConfigOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only tell what is missing or different.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Creates the topics with their settings, or checks them."""
+    from stream.topics import run
+
+    logs.set_up(False)
+    if not run(_settings(config), check=check, json=json):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: burnfuse replay events.jsonl.gz --broker localhost:9092 --speed 10")
+def replay(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files (also .gz), folders, or - .")],
+    broker: Annotated[str, typer.Option(help="Kafka broker, host:port.")],
+    topic: Annotated[str, typer.Option(help="Topic to send to.")] = "usage",
+    speed: Annotated[float, typer.Option(help="Times the recorded pace; 0 is as fast as possible.", min=0)] = 0.0,
+    key: Annotated[str, typer.Option(help="Key of the records: agent_id, root_run_id or none.")] = "agent_id",
+) -> None:
+    """Sends a recorded stream to Kafka."""
+    from stream.replay import KEYS, run
+
+    logs.set_up(False)
+    if key not in KEYS:
+        raise UsageError(f"--key must be one of {', '.join(KEYS)}")
+    if not run(paths, broker, topic, speed, key, SystemClock()):
+        raise typer.Exit(3)
+
+
+@config_app.command("check", epilog="Example: burnfuse config check burnfuse.yaml")
+def config_check(path: Annotated[str, typer.Argument(help="Configuration file.")]) -> None:
+    """Tells every problem of a configuration file at once."""
+    load(path)
+    print(f"{path} is fine")
+
+
+@config_app.command("schema", epilog="Example: burnfuse config schema > burnfuse.schema.json")
+def config_schema() -> None:
+    """Prints the JSON schema of the configuration."""
+    print(_pretty(settings_type().model_json_schema()))
+
+
+@config_app.command("show", epilog="Example: burnfuse config show --config burnfuse.yaml")
+def config_show(config: ConfigOption = None) -> None:
+    """Prints the configuration in force, defaults included, as YAML; secrets are not part of it."""
+    import yaml
+
+    sys.stdout.write(yaml.safe_dump(load(config).model_dump(), sort_keys=False, allow_unicode=True))
+
+
+def _pretty(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def command_names() -> list[str]:
+    """Names of all commands, for the check of the documentation."""
+    return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config"]
+
+
+__all__ = ["Path", "app", "command_names"]

@@ -1,0 +1,308 @@
+"""Detectors over the events of one partition: order, duplicates, lifetimes, isolation of failures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import detectors
+from detectors.base import Detector, FleetFigures
+from detectors.types import Entity, EventBatch, Finding, Floats, Ints, Kind, Scope
+from stream.columns import Columns
+from stream.entities import Entities
+from stream.ingest.reject import Reason, Reject
+from stream.settings import EngineSettings, Settings, detector_config
+
+log = logging.getLogger(__name__)
+
+WATCH = (Scope.RUN, Scope.AGENT)
+"""Scopes whose entities lie within one agent."""
+GRAPH = (Scope.ROOT,)
+"""Scopes whose entities span agents."""
+
+_STEADY = 5
+"""Events in a row that must agree before the stream clock moves: a few wrong timestamps do not."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What a batch led to."""
+
+    findings: list[Finding] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of each finding's event among the events given."""
+    rejects: list[Reject] = field(default_factory=list)
+    """Late events, and duplicates."""
+    accepted: list[int] = field(default_factory=list)
+    """Positions of the events that were taken, among the events given."""
+    clocks: Floats = field(default_factory=lambda: np.empty(0))
+    """Stream clock at each of the events given, s: event time that never goes back."""
+
+
+class Engine:
+    """Runs the detectors of some scopes over one partition's events.
+
+    The results do not depend on how the events are cut into batches: whatever acts across entities
+    (sweeps, fleet figures) happens at fixed marks of the stream clock, and batches are cut there.
+
+    Args:
+        scopes: WATCH or GRAPH.
+        name_of: (source, position) of an event -> where it stands, for rejects.
+        on_tick: Called at each mark of the stream clock, e.g. to take in fleet figures.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        scopes: Sequence[Scope],
+        name_of: Callable[[int, int], str],
+        on_tick: Callable[[Engine], None] | None = None,
+    ) -> None:
+        self._settings: EngineSettings = settings.engine
+        self._name_of, self._on_tick = name_of, on_tick
+        ttl = {
+            Scope.RUN: settings.engine.run_ttl_s,
+            Scope.AGENT: settings.engine.agent_ttl_s,
+            Scope.ROOT: settings.engine.root_ttl_s,
+        }
+        # Runs are always known: lateness is judged per run, and trees are made of runs.
+        self._entities = {scope: Entities(ttl[scope]) for scope in dict.fromkeys((Scope.RUN, *scopes))}
+        self._scopes = tuple(scopes)
+        self._detectors: dict[str, Detector] = {}
+        for name, cls in detectors.registered().items():
+            config = detector_config(settings, name)
+            if cls.spec.scope in scopes and config.enabled:
+                self._detectors[name] = cls(config)
+        self.quarantined: dict[str, str] = {}
+        """Detectors that raised, with the error: they are left out until the process starts again."""
+        self._trees = _Trees() if Scope.ROOT in scopes else None
+        self._seen = _RecentIds(settings.engine.duplicate_ids)
+        self._tail = np.full(_STEADY - 1, -np.inf)
+        self._clock = float("-inf")
+
+    @property
+    def clock(self) -> float:
+        """Stream clock, s."""
+        return self._clock
+
+    def sketch(self) -> dict[str, list[int]]:
+        """This partition's part of the fleet's figures; see `stream.calibration`."""
+        merged: dict[str, list[int]] = {}
+        for detector in self._detectors.values():
+            merged |= detector.sketch()
+        return merged
+
+    def calibrate(self, figures: FleetFigures) -> None:
+        """Gives the detectors new figures of the fleet."""
+        for detector in self._detectors.values():
+            detector.calibrate(figures)
+
+    def process(self, columns: Columns) -> Result:
+        """Takes events in, in order."""
+        clocks = self._advance(columns.numbers["ts"])
+        result = Result(clocks=clocks)
+        for low, high in self._between_ticks(clocks):
+            self._process(columns.cut(low, high), low, float(clocks[high - 1]), result)
+        return result
+
+    # ------------------------------------------------------------------------------ the clock
+
+    def _advance(self, ts: Floats) -> Floats:
+        """(n,) the stream clock at each event: the highest time that five events in a row have reached."""
+        if not len(ts):
+            return ts
+        window = np.concatenate([self._tail, ts])
+        steady = np.minimum.reduce([window[i : i + len(ts)] for i in range(_STEADY)])
+        self._tail = window[len(ts) :]
+        return np.maximum.accumulate(np.maximum(steady, self._clock))
+
+    def _between_ticks(self, clocks: Floats) -> Iterator[tuple[int, int]]:
+        """Pieces low, high of events between marks of the stream clock; ticks at each mark passed."""
+        if not len(clocks):
+            return
+        mark = np.floor(clocks / self._settings.tick_s)
+        before = np.r_[np.floor(self._clock / self._settings.tick_s), mark[:-1]]
+        low = 0
+        for edge in np.flatnonzero((mark > before) & np.isfinite(before)).tolist():
+            if edge > low:
+                yield low, edge
+            self._clock = float(clocks[edge])
+            self._tick()
+            low = edge
+        yield low, len(clocks)
+        self._clock = float(clocks[-1])
+
+    def _tick(self) -> None:
+        for scope, entities in self._entities.items():
+            dead = entities.sweep(self._clock)
+            for detector in self._detectors.values():
+                if detector.spec.scope is scope:
+                    detector.forget(dead)
+        if self._trees is not None:
+            self._trees.sweep(self._clock, self._settings.root_ttl_s)
+        if self._on_tick is not None:
+            self._on_tick(self)
+
+    # ----------------------------------------------------------------------------- the events
+
+    def _process(self, columns: Columns, offset: int, clock: float, result: Result) -> None:
+        columns, kept = self._accept(columns, result)
+        n = len(columns)
+        result.accepted += (offset + kept).tolist()
+        if not n:
+            return
+        texts, numbers = columns.texts, columns.numbers
+        views: dict[Scope, Entity] = {}
+        for scope, entities in self._entities.items():
+            rows = entities.assign(_keys(scope, columns))
+            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clock)
+        if self._trees is not None:
+            spawned, depth = self._trees.place(columns, views[Scope.ROOT], clock)
+        else:
+            spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
+        batch = EventBatch(
+            event_id=texts["event_id"],
+            agent_id=texts["agent_id"],
+            run_id=texts["run_id"],
+            root_run_id=texts["root_run_id"],
+            to_agent_id=texts["to_agent_id"],
+            tool=texts["tool"],
+            ts=numbers["ts"],
+            kind=numbers["kind"],
+            failed=numbers["failed"],
+            http_status=numbers["http_status"],
+            signature=numbers["signature"],
+            result=numbers["result"],
+            round=numbers["round"],
+            sender=numbers["sender"],
+            receiver=numbers["receiver"],
+            tokens=numbers["tokens"],
+            cost=numbers["cost"],
+            spawned=spawned,
+            depth=depth,
+            entities={scope: views[scope] for scope in self._scopes},
+        )
+        for column in numbers.values():
+            column.flags.writeable = False  # no detector may change what the next one sees
+        self._detect(batch, offset + kept, result)
+
+    def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
+        place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
+        found: list[Finding] = []
+        for name, detector in list(self._detectors.items()):
+            try:
+                found += detector.update(batch)
+            except Exception as error:
+                # One broken detector must not blind the others; it is reported and left out.
+                log.exception("detector %s failed and is switched off until restart", name)
+                self.quarantined[name] = f"{type(error).__name__}: {error}"
+                del self._detectors[name]
+        found.sort(key=lambda finding: place[finding.event_id])
+        result.findings += found
+        result.positions += [place[finding.event_id] for finding in found]
+
+    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints]:
+        """Without duplicates and late events; and where the others stood."""
+        ids = columns.texts["event_id"]
+        first = self._seen.add(ids)
+        kept = np.arange(len(ids))
+        if first is not None:
+            self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
+            columns, kept = columns.take(first), kept[first]
+        runs = self._entities[Scope.RUN]
+        ts = columns.numbers["ts"]
+        behind = runs.newest(runs.assign(_keys(Scope.RUN, columns)), ts) - ts
+        late = behind > self._settings.lateness_s
+        if late.any():
+            limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
+            self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
+            columns, kept = columns.take(~late), kept[~late]
+        return columns, kept
+
+    def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
+        for i in np.flatnonzero(which).tolist():
+            where = self._name_of(int(columns.numbers["source"][i]), int(columns.numbers["position"][i]))
+            result.rejects.append(Reject(reason, detail, where, event_id=columns.texts["event_id"][i]))
+
+
+def _keys(scope: Scope, columns: Columns) -> list[str]:
+    texts = columns.texts
+    if scope is Scope.AGENT:
+        return texts["agent_id"]
+    if scope is Scope.ROOT:
+        return texts["root_run_id"]
+    # Producers may reuse a run id for all agents of a task.
+    return [f"{agent}\x1f{run}" for agent, run in zip(texts["agent_id"], texts["run_id"], strict=True)]
+
+
+class _RecentIds:
+    """The latest event ids: at least `size` of them, at most twice as many."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._young: set[str] = set()
+        self._old: set[str] = set()
+
+    def add(self, ids: Sequence[str]) -> Any:
+        """Remembers ids; (n,) bool, true where an id was not known, or None if none was known."""
+        fresh = set(ids)
+        clean = len(fresh) == len(ids) and fresh.isdisjoint(self._young) and fresh.isdisjoint(self._old)
+        first = None
+        if not clean:
+            first = np.zeros(len(ids), bool)
+            here: set[str] = set()
+            for i, event_id in enumerate(ids):
+                first[i] = not (event_id in here or event_id in self._young or event_id in self._old)
+                here.add(event_id)
+        self._young |= fresh
+        if len(self._young) >= self._size:
+            self._old, self._young = self._young, set()
+        return first
+
+
+class _Trees:
+    """Which runs a tree has, and how deep they lie below its root."""
+
+    def __init__(self) -> None:
+        self._depths: dict[str, dict[str, int]] = {}
+        self._touched: dict[str, float] = {}
+
+    def place(self, columns: Columns, roots: Entity, clock: float) -> tuple[Any, Ints]:
+        """(n,) whether each event brings a run into its tree, and (n,) the depth of that run, or of its own."""
+        n = len(columns)
+        spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
+        texts, spawn = columns.texts, columns.numbers["kind"] == Kind.SPAWN
+        rows = zip(
+            texts["root_run_id"],
+            texts["run_id"],
+            texts["parent_run_id"],
+            texts["to_run_id"],
+            spawn.tolist(),
+            roots.new.tolist(),
+            strict=True,
+        )
+        for i, (root, run, parent, child, spawns, new) in enumerate(rows):
+            if new:
+                self._depths[root] = {root: 0}
+            tree = self._depths[root]
+            own = tree.get(run)
+            if own is None:
+                # A run of unknown origin is no evidence of spawning: services put all their sessions
+                # under one root.
+                own = tree[run] = tree.get(parent, 0) + 1
+                spawned[i] = bool(parent)
+            depth[i] = own
+            if spawns and child and child not in tree:
+                tree[child] = own + 1
+                spawned[i], depth[i] = True, own + 1
+            self._touched[root] = clock
+        return spawned, depth
+
+    def sweep(self, clock: float, ttl_s: float) -> None:
+        """Forgets trees silent for twice their time to live."""
+        for root in [root for root, touched in self._touched.items() if clock - touched > 2 * ttl_s]:
+            del self._touched[root], self._depths[root]

@@ -1,0 +1,149 @@
+"""Which row belongs to which entity, how long entities live, and what they have spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Table
+from detectors.types import Bools, Entity, Floats, Ints
+
+
+class Entities:
+    """Rows of one scope's entities.
+
+    A row is given out when an entity first appears, and taken back by `sweep`. An entity that was silent
+    for longer than its time to live begins anew even if no sweep came by, so results do not depend on
+    when sweeps happen.
+
+    Args:
+        ttl_s: Time to live, s of event time.
+    """
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._row_of: dict[str, int] = {}
+        self._key_of: dict[int, str] = {}
+        self._free: list[int] = []
+        self._table = Table(
+            {
+                "last_ts": (np.float64, -np.inf),
+                "touched": (np.float64, -np.inf),  # stream clock at the latest event
+                "tokens": (np.int64, 0),
+                "cost": (np.int64, 0),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def rows(self) -> int:
+        """Rows ever given out: state must exist for 0 .. rows - 1."""
+        return len(self._row_of) + len(self._free)
+
+    def assign(self, keys: Sequence[str]) -> Ints:
+        """(n,) rows of n entities; unknown ones get a row."""
+        known = self._row_of
+        rows = np.array([known.get(key, -1) for key in keys], np.int64)
+        for i in np.flatnonzero(rows < 0).tolist():
+            key = keys[i]
+            row = known.get(key)
+            if row is None:
+                row = self._free.pop() if self._free else len(known)
+                known[key], self._key_of[row] = row, key
+            rows[i] = row
+        self._table.reserve(self.rows)
+        return rows
+
+    def newest(self, rows: Ints, ts: Floats) -> Floats:
+        """(n,) the newest event time each event's entity had seen before that event, s."""
+        return _running_max(rows, ts, self._table["last_ts"][rows])
+
+    def view(self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clock: float) -> Entity:
+        """The columns detectors see; remembers the events.
+
+        Args:
+            rows, ts, tokens, cost: (n,) of the events, in order.
+            clock: Stream clock at the last of them, s.
+        """
+        table = self._table
+        before = self.newest(rows, ts)
+        new: Bools = ~(ts - before <= self._ttl_s)  # -inf (never seen) is new
+        total_tokens = _running_sum(rows, tokens, table["tokens"][rows], new)
+        total_cost = _running_sum(rows, cost, table["cost"][rows], new)
+        # Of repeated rows numpy keeps the last assignment, which is the latest event's.
+        table["last_ts"][rows] = np.maximum(before, ts)
+        table["tokens"][rows] = total_tokens
+        table["cost"][rows] = total_cost
+        table["touched"][rows] = clock
+        return Entity(rows, new, total_tokens, total_cost)
+
+    def sweep(self, clock: float) -> Ints:
+        """Takes back the rows of entities that have been silent for twice their time to live.
+
+        Measured on the stream clock, which a single wrong timestamp cannot move; see `Engine`.
+        """
+        used = np.fromiter(self._key_of, np.int64, len(self._key_of))
+        touched = self._table["touched"][used]
+        # Before the clock stands nobody's silence can be measured.
+        dead: Ints = used[np.isfinite(touched) & (clock - touched > 2 * self._ttl_s)]
+        for row in dead.tolist():
+            del self._row_of[self._key_of.pop(row)]
+            self._free.append(row)
+        self._table.clear(dead)
+        return dead
+
+
+def _groups(rows: Ints) -> tuple[Ints, Ints, Ints]:
+    """Stable order by row, start of every group in it, and the group number of every ordered item."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    first = np.r_[True, ordered[1:] != ordered[:-1]]
+    return order, np.flatnonzero(first), np.cumsum(first) - 1
+
+
+def _running_max(rows: Ints, ts: Floats, start: Floats) -> Floats:
+    """(n,) highest ts of the same row before each item, or `start` if that is higher.
+
+    >>> _running_max(np.array([1, 2, 1, 1]), np.array([5.0, 1, 3, 9]), np.array([0.0, 7, 0, 0])).tolist()
+    [0.0, 7.0, 5.0, 5.0]
+    """
+    n = len(rows)
+    if n == 0:
+        return ts
+    order, starts, group = _groups(rows)
+    # What came before an item: its predecessor in the group, or the group's start value.
+    before = np.empty(n)
+    before[1:] = ts[order][:-1]
+    before[starts] = start[order][starts]
+    before = np.maximum(before, start[order])
+    # Ranks make the maximum within groups one exact integer accumulation over all of them.
+    values, rank = np.unique(before, return_inverse=True)
+    peak = np.maximum.accumulate(group * n + rank) - group * n
+    result = np.empty(n)
+    result[order] = values[peak]
+    return result
+
+
+def _running_sum(rows: Ints, x: Ints, start: Ints, reset: NDArray[Any]) -> Ints:
+    """(n,) sum of x over the same row up to each item, from `start` on, or from 0 where `reset`.
+
+    >>> _running_sum(np.array([1, 2, 1]), np.array([5, 1, 3]), np.array([10, 20, 10]), np.zeros(3, bool)).tolist()
+    [15, 21, 18]
+    """
+    n = len(rows)
+    if n == 0:
+        return x
+    order, starts, _ = _groups(rows)
+    total = np.cumsum(x[order])
+    begins = reset[order].copy()
+    begins[starts] = True
+    at = np.flatnonzero(begins)
+    base = np.where(reset[order][at], 0, start[order][at]) - (total[at] - x[order][at])
+    result = np.empty(n, np.int64)
+    result[order] = total + np.repeat(base, np.diff(np.r_[at, n]))
+    return result

@@ -1,0 +1,63 @@
+"""Formats of usage records: one file each, found by themselves.
+
+A format is a class with a `name`, and `events(record)`, which yields a `UsageEvent` or an `Invalid` for
+everything one record holds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from burnfuse.event import UsageEvent
+from stream.ingest.decode import Invalid
+
+
+class Format(Protocol):
+    """How one producer writes its records."""
+
+    name: str
+
+    def recognizes(self, record: bytes) -> bool:
+        """Whether the record has this format's shape."""
+
+    def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
+        """What the record holds; never raises for what is in it."""
+
+
+_formats: dict[str, Format] = {}
+F = TypeVar("F", bound=Callable[[], Format])
+
+
+def register(cls: F) -> F:
+    """Class decorator: makes a format known."""
+    instance = cls()
+    _formats[instance.name] = instance
+    return cls
+
+
+def names() -> list[str]:
+    """Names that `--format` takes."""
+    return ["auto", *sorted(_formats)]
+
+
+def named(name: str) -> Format:
+    """The format of that name; `auto` looks at every record."""
+    return _Auto() if name == "auto" else _formats[name]
+
+
+class _Auto:
+    name = "auto"
+
+    def recognizes(self, record: bytes) -> bool:
+        return True
+
+    def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
+        chosen = next((f for f in _formats.values() if f.recognizes(record)), _formats["native"])
+        return chosen.events(record)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

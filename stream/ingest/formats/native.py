@@ -1,0 +1,47 @@
+"""The native format: a JSON object per record, or a JSON array of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from burnfuse.event import UsageEvent
+from stream.ingest.decode import Invalid, decode_event
+from stream.ingest.formats import register
+from stream.ingest.reject import Reason
+
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+_SPACE = b" \t\r\n"
+
+
+@register
+class Native:
+    """Usage events as `docs/events.md` describes them."""
+
+    name = "native"
+
+    def recognizes(self, record: bytes) -> bool:
+        return record.lstrip(_SPACE)[:1] in (b"{", b"[")
+
+    def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
+        if record.lstrip(_SPACE)[:1] != b"[":
+            yield _event(record)
+            return
+        try:
+            items = _array.decode(record)
+        except RecursionError:
+            yield Invalid(Reason.TOO_DEEP, "the JSON is nested too deeply")
+        except msgspec.DecodeError as error:
+            truncated = "truncated" in str(error)
+            detail = "the JSON array ends in the middle" if truncated else f"this is not a JSON array: {error}"
+            yield Invalid(Reason.TRUNCATED if truncated else Reason.MALFORMED, detail)
+        else:
+            yield from map(_event, items)
+
+
+def _event(data: bytes | msgspec.Raw) -> UsageEvent | Invalid:
+    try:
+        return decode_event(data)
+    except Invalid as invalid:
+        return invalid

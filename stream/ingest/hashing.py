@@ -1,0 +1,59 @@
+"""64-bit hashes of what must be comparable but must not be kept."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import msgspec
+
+_SEPARATOR = b"\x1f"
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class Hasher:
+    """Keyed hashes; 0 is reserved for "not observed".
+
+    Args:
+        key: Secret of the deployment, at most 64 bytes. With it, hashes cannot be matched against
+            guessed texts. All workers of a deployment need the same key.
+    """
+
+    def __init__(self, key: bytes = b"") -> None:
+        self._key = key
+        # Ids come back again and again; content goes by `content`, which is not cached.
+        self.id = lru_cache(maxsize=1 << 16)(self._id)
+
+    def _digest(self, data: bytes) -> int:
+        value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "little")
+        return value or 1
+
+    def _id(self, *parts: str | None) -> int:
+        if not parts[-1]:
+            return 0
+        return self._digest(_SEPARATOR.join((part or "").encode() for part in parts))
+
+    def content(self, raw: msgspec.Raw, ready_made: str | None) -> str | None:
+        """The hash, as text, of a JSON value that came as raw bytes, or the producer's own hash.
+
+        The order of keys and white space do not count. JSON inside a string, as several providers send
+        arguments, counts like the JSON itself.
+
+        Raises:
+            RecursionError: the value is nested too deeply.
+        """
+        data = bytes(raw)
+        if not data or data == b"null":
+            return ready_made or None
+        value = _decode(data)
+        if isinstance(value, str):
+            text = value.strip()
+            if text[:1] in ("{", "["):
+                try:
+                    value = _decode(text)
+                except msgspec.DecodeError:
+                    value = text
+            else:
+                value = text
+        return f"{self._digest(_encode(value)):016x}"

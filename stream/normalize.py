@@ -1,0 +1,51 @@
+"""What burnfuse understands of a file: `burnfuse normalize`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from burnfuse.event import UsageEvent
+from stream.clock import Clock
+from stream.errors import InputError
+from stream.ingest.files import find, merged
+from stream.ingest.ingest import Record
+from stream.ingest.reject import Reason, Reject
+from stream.pipeline import make_ingest
+from stream.report import Rejections
+from stream.settings import Settings, secret
+
+_encode = msgspec.json.Encoder().encode
+
+
+def normalize(settings: Settings, paths: Sequence[str], clock: Clock) -> bool:
+    """Prints the native events of all inputs, rejects on standard error; false if an input was unreadable."""
+    sources = find(paths, settings.input.max_record_bytes)
+    if not sources:
+        raise InputError(f"no event files in {', '.join(paths)}")
+    ingest = make_ingest(
+        settings, lambda source, position: f"{sources[source].path}:{position}", clock, secret("hash_key")
+    )
+    rejections = Rejections()
+    readable = True
+    for record in sources[0].records() if len(sources) == 1 else merged(sources, lambda _: None):
+        taken = ingest.events(record) if isinstance(record, Record) else [record] if record else []
+        for event in taken:
+            if isinstance(event, Reject):
+                rejections.add(event)
+                readable &= event.reason is not Reason.UNREADABLE
+            else:
+                sys.stdout.write(_encode(native(event)).decode() + "\n")
+    rejections.finish()
+    return readable
+
+
+def native(event: UsageEvent) -> dict[str, Any]:
+    """The event without what was hashed: arguments and results do not leave."""
+    fields: dict[str, Any] = msgspec.to_builtins(event)
+    for name in ("args", "result", "attributes"):
+        fields.pop(name, None)
+    return fields

@@ -1,0 +1,339 @@
+"""Configuration: one strict YAML file; secrets from the environment or from files, never printed.
+
+The only place that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+import detectors
+from detectors.base import DetectorConfig, setting
+from stream.errors import ConfigError, UsageError
+
+SECRETS = {
+    "slack_token": "Slack bot token (xoxb-...) with the scope chat:write.",
+    "hash_key": "Key of the hashes of arguments and results, at most 64 bytes; the same for all workers.",
+}
+"""Secrets, by name. `slack_token` is read from BURNFUSE_SLACK_TOKEN, or from the file named by
+BURNFUSE_SLACK_TOKEN_FILE; the others likewise."""
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class InputSettings(Section):
+    """What is read."""
+
+    format: str = Field(default="auto", description="Format of the records; auto looks at each.")
+    max_record_bytes: int = setting(
+        1 << 20,
+        unit="bytes",
+        why="Larger records are rejected.",
+        source="Kafka's own default for the largest message (message.max.bytes, 1 MiB)",
+        ge=1024,
+    )
+    future_s: float = setting(
+        366 * 86400.0,
+        unit="s",
+        why="Events later than this after now are rejected: they would stop their agent's clock.",
+        source="a year: catches broken clocks, lets simulated streams pass",
+        gt=0,
+    )
+
+
+class EffectiveTokens(Section):
+    """Weights that make tokens of all kinds comparable without a price table."""
+
+    input: float = setting(1.0, unit="tokens", why="An uncached input token.", source="the unit", ge=0)
+    cached_input: float = setting(
+        0.1, unit="tokens", why="A token read from the cache.", source="list prices: a tenth of input", ge=0
+    )
+    cache_write: float = setting(
+        1.0, unit="tokens", why="A token written to the cache.", source="list prices: about that of input", ge=0
+    )
+    output: float = setting(
+        4.0, unit="tokens", why="An output token, reasoning included.", source="list prices: 4 to 5 times input", ge=0
+    )
+
+
+class ModelPrice(Section):
+    """Price of a model, for negotiated rates and own models."""
+
+    input: float = setting(..., unit="$ per million tokens", why="Uncached input.", source="the operator", ge=0)
+    output: float = setting(..., unit="$ per million tokens", why="Output.", source="the operator", ge=0)
+    cached_input: float | None = setting(
+        None, unit="$ per million tokens", why="Input from the cache; as input if not given.", source="the operator"
+    )
+    cache_write: float | None = setting(
+        None, unit="$ per million tokens", why="Cache writes; as input if not given.", source="the operator"
+    )
+
+
+class EngineSettings(Section):
+    """How events are put in order and how long entities live."""
+
+    lateness_s: float = setting(
+        900.0,
+        unit="s",
+        why="An event older than its run's newest by more than this is rejected.",
+        source="covers producers that send in batches of minutes",
+        gt=0,
+    )
+    run_ttl_s: float = setting(
+        3600.0,
+        unit="s",
+        why="A run silent for so long begins anew.",
+        source="twice the 30 minutes after which published loop detectors forget",
+        gt=0,
+    )
+    root_ttl_s: float = setting(
+        6 * 3600.0, unit="s", why="A tree silent for so long begins anew.", source="overnight jobs wait for hours", gt=0
+    )
+    agent_ttl_s: float = setting(
+        30 * 86400.0,
+        unit="s",
+        why="An agent silent for so long loses its baseline.",
+        source="a monthly job keeps what was learned",
+        gt=0,
+    )
+    duplicate_ids: int = setting(
+        262_144,
+        unit="ids",
+        why="Event ids remembered per partition to recognise duplicates, at least.",
+        source="minutes of traffic at thousands of events per second per partition",
+        ge=1,
+    )
+    tick_s: float = setting(
+        600.0,
+        unit="s",
+        why="Event time between sweeps of dead entities and fresh fleet figures.",
+        source="well below every time to live",
+        gt=0,
+    )
+
+
+class CalibrationSettings(Section):
+    """Figures of the whole fleet."""
+
+    file: str | None = Field(
+        default=None, description="Fixed fleet figures (burnfuse watch --save-calibration); none: learned live."
+    )
+    publish_s: float = setting(
+        60.0, unit="s", why="How often a worker publishes its part of the figures.", source="they move slowly", gt=0
+    )
+
+
+class IncidentSettings(Section):
+    """How findings become incidents."""
+
+    quiet_s: float = setting(
+        300.0,
+        unit="s",
+        why="So long without a finding until an incident is resolved.",
+        source="five times the pause between reports of a lasting loop",
+        gt=0,
+    )
+    max_findings: int = setting(
+        200, unit="findings", why="Finding ids kept per incident.", source="three hours of a lasting loop", ge=1
+    )
+
+
+class KafkaSettings(Section):
+    """Where Kafka is, and how the topics are laid out."""
+
+    bootstrap_servers: list[str] = Field(default=["localhost:9092"], description="Brokers, host:port.")
+    app_id: str = Field(default="burnfuse", description="Consumer group and Faust application id.")
+    input_topic: str = Field(default="usage", description="Topic of usage events, any format, any key.")
+    prefix: str = Field(default="bf", description="Prefix of burnfuse's own topics.")
+    input_partitions: int = setting(
+        8, unit="partitions", why="Of the input topic, where `burnfuse topics` creates it.", source="room to grow", ge=1
+    )
+    partitions: int = setting(
+        8,
+        unit="partitions",
+        why="Of the keyed inner topics: the most workers that can share the load. Fixed once state exists.",
+        source="one per core of a few machines",
+        ge=1,
+    )
+    replication: int = setting(
+        1, unit="replicas", why="Replication factor of created topics.", source="one broker; use 3 in production", ge=1
+    )
+    batch_records: int = setting(
+        2000, unit="records", why="Most records processed at once.", source="batches above 1,000 gain little", ge=1
+    )
+    batch_wait_s: float = setting(
+        0.05, unit="s", why="Longest wait for a batch to fill.", source="well below a second to the finding", gt=0
+    )
+    hold_s: float = setting(
+        0.5,
+        unit="s",
+        why="How long an input partition that has been read to its end may hold back the others.",
+        source="covers a producer's linger and a broker's append",
+        gt=0,
+    )
+
+
+def _detector_settings() -> type[Section]:
+    fields: dict[str, Any] = {
+        name: (cls.Config, Field(default=cls.Config(), description=(cls.__doc__ or "").strip().split("\n\n")[0]))
+        for name, cls in detectors.registered().items()
+    }
+    return create_model("DetectorSettings", __base__=Section, **fields)
+
+
+def _action_settings() -> type[Section]:
+    from stream.actions.base import registered
+
+    fields: dict[str, Any] = {
+        name: (cls.Config, Field(default=cls.Config(), description=(cls.__doc__ or "").strip().split("\n\n")[0]))
+        for name, cls in registered().items()
+    }
+    return create_model("ActionSettings", __base__=Section, **fields)
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    input: InputSettings = InputSettings()
+    effective_tokens: EffectiveTokens = EffectiveTokens()
+    prices: dict[str, ModelPrice] = Field(default={}, description="Own prices by model name.")
+    engine: EngineSettings = EngineSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    incidents: IncidentSettings = IncidentSettings()
+    # Filled by `settings_type` with what is registered.
+    detectors: Any = None
+    actions: Any = None
+
+
+def settings_type() -> type[Settings]:
+    """The model of the configuration, with a section for every detector and action there is."""
+    found, acts = _detector_settings(), _action_settings()
+    return create_model(
+        "BurnfuseConfiguration",
+        __base__=Settings,
+        detectors=(found, found()),
+        actions=(acts, acts()),
+    )
+
+
+def default_settings() -> Settings:
+    """All defaults."""
+    return settings_type()()
+
+
+def load(path: str | Path | None) -> Settings:
+    """The configuration from a YAML file, or the defaults.
+
+    Raises:
+        ConfigError: the file is wrong; every problem is told, with its path.
+        UsageError: the file cannot be read.
+    """
+    if path is None:
+        return default_settings()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {_why(error)}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "configuration") -> Settings:
+    """The configuration from YAML text; see `load`."""
+    try:
+        # The loader is a SafeLoader that also refuses repeated keys.
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is not YAML: {_yaml_problem(error)}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name} must hold sections such as `kafka:` and `detectors:`")
+    model = settings_type()
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(model, e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        many = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        raise ConfigError("\n".join([f"{name} has {many}:", *(f"  {p}" for p in problems)])) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key_node.value!r} is set twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0] if str(error) else "it is nested too deeply"
+
+
+def _problem(model: type[BaseModel], loc: Sequence[str | int], kind: str, message: str) -> str:
+    path = ".".join(map(str, loc))
+    if kind == "extra_forbidden":
+        known = _keys_at(model, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        return f"{path}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}")
+    return f"{path}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if isinstance(field, FieldInfo) else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return sorted(ModelPrice.model_fields)
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def detector_config(settings: Settings, name: str) -> DetectorConfig:
+    """The settings of one detector."""
+    config: DetectorConfig = getattr(settings.detectors, name)
+    return config
+
+
+def secret(name: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """A secret's value, or None if it is not set.
+
+    Raises:
+        ConfigError: the file that should hold it cannot be read.
+    """
+    env = os.environ if environment is None else environment
+    variable = f"BURNFUSE_{name.upper()}"
+    if env.get(variable):
+        return env[variable]
+    path = env.get(f"{variable}_FILE")
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the secret {name} from {variable}_FILE: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
