@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
+from burnfuse.event import MAX_NUMBER
 from detectors.base import FleetFigures, LogGrid
-from stream.errors import ConfigError
+from stream.errors import ConfigError, UsageError
 
 Sketch = Mapping[str, Sequence[int]]
 
@@ -62,10 +64,22 @@ def load(path: str) -> FleetFigures:
         raise ConfigError(f"cannot read the calibration {path}: {error.strerror}") from error
 
 
+def save(path: str, figures: FleetFigures) -> None:
+    """Writes figures to a file.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        Path(path).write_bytes(encode(figures))
+    except OSError as error:
+        raise UsageError(f"cannot write the calibration {path}: {error.strerror}") from error
+
+
 class _Wire(msgspec.Struct):
     version: str
     step: float
-    counts: dict[str, list[int]]
+    counts: dict[str, list[Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]]]
 
 
 def _trim(histogram: Sequence[int]) -> list[int]:

@@ -69,12 +69,18 @@ def _reporter(json: bool, title: str) -> Reporter:
 def demo(
     json: JsonOption = False,
     seed: Annotated[int, typer.Option(help="Seed of the simulated company.")] = 7,
+    save: Annotated[
+        str | None, typer.Option(help="Only write the simulated events to this file.", show_default=False)
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Shows the main job on a simulated company's agents with three injected faults."""
-    from stream.demo import run
+    from stream.demo import run, write
 
     logs.set_up(verbose)
+    if save is not None:
+        write(seed, save)
+        return
     run(seed, _reporter(json, "burnfuse demo: a simulated company's agents"), SystemClock(), quiet=json)
 
 

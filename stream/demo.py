@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
 from detectors.types import Finding
 from stream.clock import Clock
+from stream.errors import UsageError
 from stream.incidents import Change, Incident
 from stream.ingest.ingest import Record
 from stream.ingest.reject import Reject
@@ -30,7 +33,7 @@ def run(seed: int, reporter: Reporter, clock: Clock, *, quiet: bool) -> None:
         quiet: Nothing but what the reporter prints.
     """
     if not quiet:
-        print("The company and its traffic are simulated; see docs/simulation.md.", file=sys.stderr)
+        sys.stderr.write("The company and its traffic are simulated; see docs/simulation.md.\n")
     events, faults = demo_stream(seed)
     kept = _Incidents(reporter)
     watcher = Watcher(default_settings(), kept, clock, lambda _, position: f"demo:{position}", act=False)
@@ -44,7 +47,23 @@ def run(seed: int, reporter: Reporter, clock: Clock, *, quiet: bool) -> None:
 
     watcher.run(records(), lambda: read / len(events))
     if not quiet:
-        print("\n".join(summary(faults, list(kept.first.values()))))
+        sys.stdout.write("\n".join(summary(faults, list(kept.first.values()))) + "\n")
+
+
+def write(seed: int, path: str) -> None:
+    """Writes the simulated events as JSON lines, gzipped if the name ends in .gz.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    events, _ = demo_stream(seed)
+    try:
+        # A fixed time in the header: the same seed gives the same file.
+        out = gzip.GzipFile(path, "wb", mtime=0) if path.endswith(".gz") else Path(path).open("wb")  # noqa: SIM115
+        with out:
+            out.writelines(_encode(event) + b"\n" for event in events)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 class _Incidents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,6 +12,9 @@ from detectors.types import Finding, Scope, Severity
 from stream.settings import IncidentSettings
 
 State = Literal["open", "escalated", "resolved"]
+
+_RESOLVED_KEPT = 500
+"""Resolved incidents remembered, for findings that come late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Incident:
     opened_ts: float
     ts: float
     """Event time of the latest finding, or of the resolution, s."""
+    last_ts: float
+    """Event time of the latest finding, s."""
     agent_id: str
     run_id: str
     root_run_id: str
@@ -55,9 +61,10 @@ class Change:
 @dataclass(slots=True)
 class _Live:
     incident: Incident
+    source: str
+    """Whose clock measures its quiet: that of the partition which its latest finding came from."""
     seen_clock: float
-    """Stream clock when the last finding came: quiet is measured on this clock, whatever the
-    timestamps of a replayed stream say."""
+    """That clock when the latest finding came."""
 
 
 class Incidents:
@@ -71,39 +78,62 @@ class Incidents:
         self._settings = settings
         self._live: dict[str, _Live] = {}
         self._by_key: dict[tuple[str, ...], str] = {}
-        self._clock = float("-inf")
+        self._resolved: OrderedDict[str, Incident] = OrderedDict()
+        self._clocks: dict[str, float] = {}
 
     @property
     def open(self) -> list[Incident]:
         """Incidents not resolved yet, oldest first."""
         return [live.incident for live in self._live.values()]
 
-    def add(self, finding: Finding, clock: float) -> list[Change]:
+    def add(self, finding: Finding, clock: float, source: str = "") -> list[Change]:
         """Takes a finding in.
 
         Args:
-            clock: The stream clock, s: event time that never goes back.
+            clock: Stream clock at the finding, s: event time that never goes back.
+            source: Whose clock: partitions of a replayed stream may be hours apart.
         """
-        self._clock = max(self._clock, clock)
+        clock = self._at(source, clock)
         live = self._find(finding)
+        past = self._past(finding) if live is None else None
+        if past is not None:
+            return [] if finding.id in past.findings else [self._append(past, finding)]
         if live is None:
-            changes = [self._open(finding)]
+            changes = [self._open(finding, clock, source)]
         elif finding.id in live.incident.findings:
             return []
         else:
+            live.source, live.seen_clock = source, clock
             changes = [self._extend(live, finding)]
         if finding.scope is Scope.ROOT:
             changes += self._absorb(changes[0].incident)
         return changes
 
-    def advance(self, clock: float) -> list[Change]:
+    def advance(self, clock: float, source: str = "") -> list[Change]:
         """Resolves what has been quiet for long enough by `clock`, s."""
-        self._clock = max(self._clock, clock)
+        clock = self._at(source, clock)
+        quiet = []
         for live in self._live.values():
+            if live.source != source:
+                continue
             if live.seen_clock == float("-inf"):  # found before the clock stood
-                live.seen_clock = self._clock
-        quiet = [live for live in self._live.values() if self._clock - live.seen_clock >= self._settings.quiet_s]
-        return [self._resolve(live, ts=live.incident.ts + self._settings.quiet_s) for live in quiet]
+                live.seen_clock = clock
+            if clock - live.seen_clock >= self._settings.quiet_s:
+                quiet.append(live)
+        return [self._resolve(live, ts=live.incident.last_ts + self._settings.quiet_s) for live in quiet]
+
+    def idle(self, seconds: float, source: str = "") -> list[Change]:
+        """Nothing came from a source for so long, s: its time goes on all the same."""
+        return self.advance(self._clocks.get(source, float("-inf")) + seconds, source)
+
+    @property
+    def sources(self) -> set[str]:
+        """Sources that open incidents wait for."""
+        return {live.source for live in self._live.values()}
+
+    def _at(self, source: str, clock: float) -> float:
+        self._clocks[source] = clock = max(clock, self._clocks.get(source, float("-inf")))
+        return clock
 
     def _find(self, finding: Finding) -> _Live | None:
         for key in _keys(finding):
@@ -111,7 +141,23 @@ class Incidents:
                 return self._live[self._by_key[key]]
         return None
 
-    def _open(self, finding: Finding) -> Change:
+    def _past(self, finding: Finding) -> Incident | None:
+        """The resolved incident at whose time the finding was made: partitions do not run in step."""
+        keys = set(_keys(finding))
+        for incident in reversed(self._resolved.values()):
+            begin, end = incident.opened_ts - self._settings.quiet_s, incident.last_ts + self._settings.quiet_s
+            graver = finding.severity == "critical" and incident.severity == "warning"
+            # What is graver than on-call was told opens an incident of its own.
+            if not graver and begin <= finding.ts <= end and keys & set(_own_keys(incident)):
+                return incident
+        return None
+
+    def _append(self, past: Incident, finding: Finding) -> Change:
+        """Adds to a resolved incident, which stays resolved."""
+        self._resolved[past.id] = incident = self._with(past, finding)
+        return Change("updated", incident)
+
+    def _open(self, finding: Finding, clock: float, source: str) -> Change:
         incident = _spend(
             Incident(
                 id="i-" + hashlib.blake2b(finding.id.encode(), digest_size=8).hexdigest(),
@@ -120,6 +166,7 @@ class Incidents:
                 scope=finding.scope,
                 opened_ts=finding.ts,
                 ts=finding.ts,
+                last_ts=finding.ts,
                 agent_id=finding.agent_id,
                 run_id=finding.run_id,
                 root_run_id=finding.root_run_id,
@@ -129,22 +176,28 @@ class Incidents:
             ),
             finding,
         )
-        self._live[incident.id] = _Live(incident, self._clock)
+        self._live[incident.id] = _Live(incident, source, clock)
         for key in _own_keys(incident):
             self._by_key[key] = incident.id
         return Change("opened", incident)
 
     def _extend(self, live: _Live, finding: Finding) -> Change:
-        old = live.incident
+        escalates = finding.severity == "critical" and live.incident.severity == "warning"
+        live.incident = self._with(live.incident, finding)
+        if escalates:
+            live.incident = replace(live.incident, state="escalated")
+        return Change("escalated" if escalates else "updated", live.incident)
+
+    def _with(self, old: Incident, finding: Finding) -> Incident:
         rule = f"{finding.detector}.{finding.rule}"
-        escalates = finding.severity == "critical" and old.severity == "warning"
-        graver = escalates or finding.severity == old.severity
-        live.incident = _spend(
+        graver = finding.severity == "critical" or old.severity == "warning"
+        last_ts = max(old.last_ts, finding.ts)
+        return _spend(
             replace(
                 old,
-                state="escalated" if escalates else old.state,
-                severity="critical" if escalates else old.severity,
-                ts=max(old.ts, finding.ts),
+                severity=finding.severity if graver else old.severity,
+                ts=old.ts if old.state == "resolved" else last_ts,
+                last_ts=last_ts,
                 title=finding.reason if graver else old.title,
                 # The newest are kept: an incident of days must not grow without bound.
                 findings=(*old.findings, finding.id)[-self._settings.max_findings :],
@@ -152,8 +205,6 @@ class Incidents:
             ),
             finding,
         )
-        live.seen_clock = self._clock
-        return Change("escalated" if escalates else "updated", live.incident)
 
     def _absorb(self, spiral: Incident) -> list[Change]:
         """Inhibition: what is open about members of a spiral's root run becomes part of the spiral."""
@@ -176,6 +227,9 @@ class Incidents:
     def _resolve(self, live: _Live, ts: float, merged_into: str | None = None) -> Change:
         incident = replace(live.incident, state="resolved", ts=ts, merged_into=merged_into)
         del self._live[incident.id]
+        self._resolved[incident.id] = incident
+        if len(self._resolved) > _RESOLVED_KEPT:
+            self._resolved.popitem(last=False)
         self._by_key = {key: name for key, name in self._by_key.items() if name != incident.id}
         return Change("resolved", incident)
 

@@ -29,3 +29,7 @@ def set_up(verbose: bool) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(logging.INFO if verbose else logging.WARNING)
+    # kafka-python logs every refused connection as an error; what fails for good it raises.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    for library in ("aiokafka", "faust", "mode"):
+        logging.getLogger(library).setLevel(logging.ERROR)

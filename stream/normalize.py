@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from burnfuse.event import UsageEvent
 from stream.clock import Clock
 from stream.errors import InputError
-from stream.ingest.files import find, merged
+from stream.ingest.files import find
 from stream.ingest.ingest import Record
 from stream.ingest.reject import Reason, Reject
 from stream.pipeline import make_ingest
@@ -19,6 +20,7 @@ from stream.report import Rejections
 from stream.settings import Settings, secret
 
 _encode = msgspec.json.Encoder().encode
+_CONTENT = ("args", "result", "attributes")
 
 
 def normalize(settings: Settings, paths: Sequence[str], clock: Clock) -> bool:
@@ -31,7 +33,7 @@ def normalize(settings: Settings, paths: Sequence[str], clock: Clock) -> bool:
     )
     rejections = Rejections()
     readable = True
-    for record in sources[0].records() if len(sources) == 1 else merged(sources, lambda _: None):
+    for record in itertools.chain.from_iterable(source.records() for source in sources):
         taken = ingest.events(record) if isinstance(record, Record) else [record] if record else []
         for event in taken:
             if isinstance(event, Reject):
@@ -45,7 +47,5 @@ def normalize(settings: Settings, paths: Sequence[str], clock: Clock) -> bool:
 
 def native(event: UsageEvent) -> dict[str, Any]:
     """The event without what was hashed: arguments and results do not leave."""
-    fields: dict[str, Any] = msgspec.to_builtins(event)
-    for name in ("args", "result", "attributes"):
-        fields.pop(name, None)
-    return fields
+    fields = msgspec.structs.asdict(event)
+    return {name: value for name, value in fields.items() if value is not None and name not in _CONTENT}

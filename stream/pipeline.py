@@ -121,7 +121,7 @@ class Pipeline:
 
     def idle(self, seconds: float) -> Step:
         """Nothing came for a while: time goes on for open incidents."""
-        return Step(happened=list(self.incidents.advance(self.clock + seconds)))
+        return Step(happened=list(self.incidents.idle(seconds)))
 
     def _count(self, columns: Columns, step: Step) -> None:
         totals = self.totals

@@ -138,33 +138,37 @@ def watch(
         figures=calibration.load(file) if file else None,
         act=act,
     )
-    outcome = watcher.run(_records(sources, settings, follow), done)
+    outcome = watcher.run(_records(sources, settings, follow, clock), done)
     if save_calibration is not None:
-        Path(save_calibration).write_bytes(calibration.encode(watcher.pipeline.figures()))
+        calibration.save(save_calibration, watcher.pipeline.figures())
     if outcome.unreadable and not watcher.pipeline.totals.events:
         raise InputError("nothing could be read; see the reasons above")
     return outcome
 
 
-def _records(sources: Sequence[Source], settings: Settings, follow: bool) -> Iterator[Record | Reject | None]:
+def _records(
+    sources: Sequence[Source], settings: Settings, follow: bool, clock: Clock
+) -> Iterator[Record | Reject | None]:
     if follow:
         yield from following(sources)
     elif len(sources) == 1:
         yield from sources[0].records()
     else:
-        yield from merged(sources, _time_of(settings))
+        yield from merged(sources, _time_of(settings, clock.now() + settings.input.future_s))
 
 
-def _time_of(settings: Settings) -> Callable[[Record], float | None]:
+def _time_of(settings: Settings, latest: float) -> Callable[[Record], float | None]:
+    """Event time of a record; none if it will be rejected, lest the rest of its file waits for that time."""
     chosen = formats.named(settings.input.format)
 
     def time_of(record: Record) -> float | None:
         for event in chosen.events(record.value or b""):
             if isinstance(event, UsageEvent):
                 try:
-                    return event_time(event.ts)
+                    ts = event_time(event.ts)
                 except Invalid:
                     return None
+                return ts if ts <= latest else None
         return None
 
     return time_of

@@ -73,23 +73,30 @@ class _FindingWire(msgspec.Struct):
     evidence: dict[str, Any]
     scope: Scope
     clock: float | None = None
+    source: str = ""
 
 
-def encode_finding(finding: Finding, clock: float) -> bytes:
-    """The record of the findings topic: the finding, and the stream clock when it was found (s)."""
+def encode_finding(finding: Finding, clock: float, source: str) -> bytes:
+    """The record of the findings topic.
+
+    Args:
+        clock: Stream clock when it was found, s.
+        source: Whose clock that is: the inner partition.
+    """
     # JSON has no infinity: a clock that does not stand yet is null.
-    return _encode(finding_json(finding) | {"clock": clock if math.isfinite(clock) else None})
+    extra = {"clock": clock if math.isfinite(clock) else None, "source": source}
+    return _encode(finding_json(finding) | extra)
 
 
-def decode_finding(value: bytes) -> tuple[Finding, float]:
-    """What `encode_finding` wrote.
+def decode_finding(value: bytes) -> tuple[Finding, float, str]:
+    """The finding, clock and source that `encode_finding` wrote.
 
     Raises:
         msgspec.DecodeError: the record is damaged.
     """
     fields = msgspec.structs.asdict(_decode_finding(value))
-    clock = fields.pop("clock")
-    return Finding(**fields), -math.inf if clock is None else clock
+    clock, source = fields.pop("clock"), fields.pop("source")
+    return Finding(**fields), -math.inf if clock is None else clock, source
 
 
 _encode = msgspec.json.Encoder().encode

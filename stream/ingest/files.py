@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from stream.errors import UsageError
+from stream.ingest.decode import Invalid, elements
 from stream.ingest.ingest import Record
 from stream.ingest.reject import Reason, Reject
 
@@ -27,7 +26,8 @@ PAUSE_S = 0.5
 _WHOLE_LIMIT = 1 << 28
 """A file that is one JSON array is read whole, up to 256 MiB."""
 
-_array = msgspec.json.Decoder(list[msgspec.Raw])
+_BOM = b"\xef\xbb\xbf"
+"""Some editors and exports put this before UTF-8 text."""
 
 
 class Source:
@@ -87,23 +87,27 @@ class Source:
         if b"\0" in head[:4096]:
             yield Reject(Reason.BINARY, "this is a binary file, not JSON lines", self.path, self.size())
             return
-        if head.lstrip()[:1] == b"[" and not follow and not _is_array(head):
+        alone = len(head) <= self._limit and head.rstrip()[-1:] == b"]"
+        if head.lstrip()[:1] == b"[" and not follow and not alone:
             yield from self._whole(first, lines)
             return
         yield first
         yield from lines
 
     def _whole(self, first: Record, lines: Iterator[Record | None]) -> Iterator[Record | None]:
-        """A file that is a single JSON array spread over many lines; else line by line after all."""
-        held, total = [first], len(first.value or b"")
+        """A file that is a single JSON array, long or spread over many lines; else line by line after all."""
+        head = first.value or b""
+        held, total = [first], len(head)
         for line in filter(None, lines):
             held.append(line)
             total += line.size or len(line.value or b"")
             if total > _WHOLE_LIMIT or line.value is None:
                 break
-        try:
-            items = _array.decode(b"\n".join(line.value or b"" for line in held))
-        except (msgspec.DecodeError, RecursionError):
+        items = None
+        if head.strip() == b"[" or (held[-1].value or b"").rstrip()[-1:] == b"]":
+            with contextlib.suppress(Invalid):
+                items = elements(b"\n".join(line.value or b"" for line in held))
+        if items is None:
             yield from held
             yield from lines
             return
@@ -126,6 +130,8 @@ class Source:
                     yield None
                     continue
                 break
+            if not number and not held:
+                chunk = chunk.removeprefix(_BOM)
             *complete, rest = chunk.split(b"\n")
             for line in complete:
                 number += 1
@@ -134,7 +140,8 @@ class Source:
                 elif (whole := held + line if held else line).strip():
                     yield Record(whole, self.number, number)
                 held, dropped = b"", 0
-            if dropped or len(held) + len(rest) > self._limit:
+            array = not number and not follow and (held or rest).lstrip()[:1] == b"["
+            if dropped or len(held) + len(rest) > (_WHOLE_LIMIT if array else self._limit):
                 dropped, held = dropped + len(held) + len(rest), b""
             else:
                 held += rest
@@ -144,16 +151,8 @@ class Source:
             yield Record(held, self.number, number + 1)
 
     def _note_progress(self) -> None:
-        if self._file is not None and self.path != "-":
+        if self._file is not None and self._file.seekable():
             self.bytes_read = self._file.tell()
-
-
-def _is_array(line: bytes) -> bool:
-    try:
-        _array.decode(line)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
 
 
 def find(paths: Sequence[str], max_record_bytes: int) -> list[Source]:
@@ -203,7 +202,9 @@ def merged(sources: Sequence[Source], time_of: Callable[[Record], float | None])
     """
     waiting = []
     for source in sources:
-        first = filter(lambda t: t is not None, (_time(record, time_of) for record in _head(source)))
+        # A pipe can be read only once, so it is opened at the beginning.
+        head = _head(source) if Path(source.path).is_file() else iter(())
+        first = filter(lambda t: t is not None, (_time(record, time_of) for record in head))
         waiting.append((next(first, 0.0) or 0.0, source.number, source))
     waiting.sort(key=lambda entry: entry[:2], reverse=True)
     # (time, source, record, the rest of the source): sources differ, so records are never compared.

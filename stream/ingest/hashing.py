@@ -38,7 +38,8 @@ class Hasher:
         """The hash, as text, of a JSON value that came as raw bytes, or the producer's own hash.
 
         The order of keys and white space do not count. JSON inside a string, as several providers send
-        arguments, counts like the JSON itself.
+        arguments, counts like the JSON itself. What has no value here (1e999, a number of 5,000 digits,
+        text that is not UTF-8) is hashed as it stands.
 
         Raises:
             RecursionError: the value is nested too deeply.
@@ -46,7 +47,10 @@ class Hasher:
         data = bytes(raw)
         if not data or data == b"null":
             return ready_made or None
-        value = _decode(data)
+        try:
+            value = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return f"{self._digest(data):016x}"
         if isinstance(value, str):
             text = value.strip()
             if text[:1] in ("{", "["):

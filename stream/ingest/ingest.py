@@ -152,7 +152,7 @@ class Ingest:
             hash_id("round", e.round_id),
             hash_id("agent", e.agent_id),
             hash_id("agent", e.to_agent_id),
-            min(round(tokens * 1000), _MOST),
+            round(min(tokens * 1000, _MOST)),
             min(cost or 0, _MOST),
             in_tree,
         )

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import msgspec
 
 from burnfuse.event import UsageEvent
-from stream.ingest.decode import Invalid, decode_event
+from stream.ingest.decode import Invalid, decode_event, elements
 from stream.ingest.formats import register
-from stream.ingest.reject import Reason
 
-_array = msgspec.json.Decoder(list[msgspec.Raw])
 _SPACE = b" \t\r\n"
 
 
@@ -29,13 +27,9 @@ class Native:
             yield _event(record)
             return
         try:
-            items = _array.decode(record)
-        except RecursionError:
-            yield Invalid(Reason.TOO_DEEP, "the JSON is nested too deeply")
-        except msgspec.DecodeError as error:
-            truncated = "truncated" in str(error)
-            detail = "the JSON array ends in the middle" if truncated else f"this is not a JSON array: {error}"
-            yield Invalid(Reason.TRUNCATED if truncated else Reason.MALFORMED, detail)
+            items = elements(record)
+        except Invalid as invalid:
+            yield invalid
         else:
             yield from map(_event, items)
 

@@ -1,0 +1,62 @@
+# Two commands matter: `make demo` shows what burnfuse does, `make test` checks that it does it.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SCRIPTS := docker/kafka/run
+
+define need-python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "burnfuse needs Python 3.11 or newer: install it, or name it with PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "Python's venv module is missing: install it (Debian: apt install python3-venv)" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types venv lock clean
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
+
+demo: venv ## show burnfuse at work on built-in traffic; options go in ARGS="..."
+	@$(BIN)/burnfuse demo $(ARGS)
+
+test: .venv/.dev ## run all tests, with a real Kafka (needs Java 17 and Maven); options go in ARGS="..."
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev ## check style and format
+	@$(BIN)/ruff check . $(SCRIPTS)
+	@$(BIN)/ruff format --check . $(SCRIPTS)
+
+types: .venv/.dev ## check types
+	@$(BIN)/mypy --strict burnfuse detectors stream $(SCRIPTS)
+
+venv: .venv/.server ## make .venv with burnfuse in it
+
+lock: ## pin the newest allowed versions of all dependencies in requirements.lock
+	$(need-python)
+	@$(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.cache/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file requirements.lock pyproject.toml
+
+clean: ## remove all that the other targets made
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+# A stamp is written after the installation: an interrupted one is done again, a finished one costs nothing.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+
+.venv/.server: pyproject.toml requirements.lock
+	$(need-python)
+	@echo "Setting up .venv (once, about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e '.[server]'
+	@touch $@
+
+.venv/.dev: pyproject.toml requirements.lock
+	$(need-python)
+	@echo "Setting up .venv for development (once, about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e '.[dev]'
+	@touch .venv/.server $@

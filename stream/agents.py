@@ -1,0 +1,377 @@
+"""The Faust agents: the stages of `stream.stages` connected to their topics.
+
+A batch is acknowledged when everything it led to is on Kafka. No exception leaves a stage: a record nobody
+can read becomes a dead letter; anything else stops the worker with the batch not acknowledged, so that
+nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from detectors.base import FleetFigures
+from stream import calibration
+from stream.actions.base import Tools
+from stream.actions.runner import Runner
+from stream.clock import Clock
+from stream.engine import GRAPH, WATCH
+from stream.errors import ConfigError
+from stream.incidents import Change
+from stream.ingest.ingest import Record
+from stream.pipeline import make_ingest
+from stream.replay import SEQUENCE_HEADER
+from stream.settings import Settings, secret
+from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, position_name
+from stream.wire import incident_json
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 0.25
+_IDLE_AFTER_S = 10.0
+"""An input partition idle for so long says so once and then keeps silent."""
+_FOR_EVER_MS = 1 << 62
+
+
+class _Sender:
+    """Sends messages through the application's producer, and waits until Kafka has them."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._topics: dict[str, Any] = {}
+
+    async def __call__(self, messages: Iterable[Message]) -> None:
+        sent = []
+        for message in messages:
+            topic = self._topics.get(message.topic)
+            if topic is None:
+                topic = self._topics[message.topic] = self._app.topic(message.topic, value_type=bytes, key_type=bytes)
+            sent.append(await topic.send(key=message.key, value=message.value, partition=message.partition))
+        if sent:
+            await asyncio.gather(*sent)
+
+
+class _Progress:
+    """How far this worker has passed on each of its input partitions.
+
+    A partition with traffic tells by the records themselves. One that was read to its end is said to be
+    passed on up to a moment ago: `hold_s` covers records that are on their way to the broker.
+    """
+
+    def __init__(self, settings: Settings, topic: str, clock: Clock) -> None:
+        self._kafka, self._topic, self._clock = settings.kafka, topic, clock
+        self._consumer: Any = None
+        self._next: dict[int, int] = {}
+        self._newest: dict[int, int] = {}
+        self._active: dict[int, float] = {}
+        self._idle: set[int] = set()
+        self.assigned: set[int] = set()
+
+    async def start(self) -> None:
+        """Opens a consumer that only asks for offsets."""
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._kafka.bootstrap_servers,
+            group_id=self._kafka.app_id,
+            enable_auto_commit=False,
+            client_id="burnfuse-progress",
+        )
+        # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
+        self._consumer.assign([TopicPartition(self._topic, 0)])
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    def passed_on(self, records: Sequence[Record]) -> None:
+        """These records' messages are on Kafka."""
+        for record in records:
+            self._next[record.source] = record.position + 1
+            self._newest[record.source] = max(self._newest.get(record.source, 0), record.log_ms)
+            self._active[record.source] = self._clock.monotonic()
+            self._idle.discard(record.source)
+
+    def reassign(self, partitions: set[int]) -> None:
+        """The input partitions this worker reads from now on."""
+        for partition in partitions ^ self.assigned:
+            for known in (self._next, self._newest, self._active):
+                known.pop(partition, None)
+            self._idle.discard(partition)
+        self.assigned = set(partitions)
+
+    async def look(self) -> dict[int, int]:
+        """Partition -> everything logged before this moment (ms) was passed on; only what is news."""
+        mine = sorted(self.assigned)
+        if not mine or self._consumer is None:
+            return {}
+        asked_ms = int(self._clock.now() * 1000)
+        partitions = [TopicPartition(self._topic, partition) for partition in mine]
+        ends = await self._consumer.end_offsets(partitions)
+        now, news = self._clock.monotonic(), {}
+        for partition, tp in zip(mine, partitions, strict=True):
+            done = self._next.get(partition)
+            if done is None:
+                # Nothing read since the start: where the group stands, or nothing at all.
+                done = self._next[partition] = await self._consumer.committed(tp) or await self._begin(tp)
+            if done < ends[tp]:
+                if partition in self._newest:
+                    news[partition] = self._newest[partition]
+                continue
+            quiet = now - self._active.setdefault(partition, now)
+            if quiet < _IDLE_AFTER_S:
+                news[partition] = max(asked_ms - int(self._kafka.hold_s * 1000), self._newest.get(partition, 0))
+            elif partition not in self._idle:
+                self._idle.add(partition)
+                news[partition] = _FOR_EVER_MS
+        return news
+
+    async def _begin(self, tp: TopicPartition) -> int:
+        begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
+        return begin
+
+
+class _Calibration:
+    """Publishes each partition's share of the fleet's figures, and reads everybody's.
+
+    The topic is compacted and has one record per partition, so whoever reads it from the start knows all.
+    """
+
+    def __init__(self, settings: Settings, topics: Topics, use: Callable[[FleetFigures], None]) -> None:
+        self._settings, self._topic, self._use = settings, topics.calibration, use
+        self._sketches: dict[bytes, calibration.Sketch] = {}
+
+    async def follow(self) -> None:
+        """Reads the topic from its start, for ever."""
+        consumer = AIOKafkaConsumer(
+            self._topic,
+            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            client_id="burnfuse-calibration",
+        )
+        await consumer.start()
+        try:
+            while True:
+                batches = await consumer.getmany(timeout_ms=1000)
+                records = [record for batch in batches.values() for record in batch]
+                for record in records:
+                    self._take(record.key, record.value)
+                if records:
+                    self._use(calibration.merge(self._sketches.values()))
+        finally:
+            await consumer.stop()
+
+    def _take(self, key: bytes | None, value: bytes | None) -> None:
+        if key is None or value is None:
+            return
+        try:
+            self._sketches[key] = calibration.decode(value, self._topic).counts
+        except ConfigError as error:
+            log.warning("%s: a record was skipped: %s", self._topic, error)
+
+
+def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+    """Adds the agents and timers to a Faust application.
+
+    Args:
+        counts: Partitions of the topics, as they are.
+    """
+    topics = Topics.of(settings.kafka)
+    send = _Sender(app)
+    batch, wait = settings.kafka.batch_records, settings.kafka.batch_wait_s
+
+    def topic(name: str) -> Any:
+        return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
+
+    # -------------------------------------------------------------------------------------- ingest
+
+    ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    progress = _Progress(settings, topics.usage, clock)
+    # A heartbeat must not overtake the events it speaks of.
+    ingest_lock = asyncio.Lock()
+
+    @app.agent(topic(topics.usage), name="ingest")
+    async def ingest_agent(stream: Any) -> None:
+        async for events in stream.noack_take(batch, within=wait):
+            records = [_record(event.message) for event in events]
+            async with ingest_lock:
+                await send(ingest_stage.process(records))
+                progress.passed_on(records)
+            for event in events:
+                event.ack()
+
+    @app.timer(interval=_HEARTBEAT_S)
+    async def heartbeat() -> None:
+        async with ingest_lock:
+            news = await progress.look()
+            if news:
+                await send(ingest_stage.heartbeat(news))
+
+    # ------------------------------------------------------------------------------ watch and graph
+
+    fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
+    figures = fixed or FleetFigures()
+    detect: dict[tuple[str, int], DetectStage] = {}
+
+    def stage(name: str, partition: int) -> DetectStage:
+        found = detect.get((name, partition))
+        if found is None:
+            scopes = WATCH if name == topics.events else GRAPH
+            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
+            found.calibrate(figures)
+            detect[name, partition] = found
+        return found
+
+    async def step(chosen: DetectStage) -> None:
+        messages, done = chosen.step()
+        await send(messages)
+        for event in done:
+            event.ack()
+
+    async def detect_batch(name: str, events: Sequence[Any]) -> None:
+        by_partition: dict[int, list[Any]] = defaultdict(list)
+        for event in events:
+            by_partition[event.message.partition].append(event)
+        for partition, mine in by_partition.items():
+            chosen = stage(name, partition)
+            for event in mine:
+                letter = chosen.add(event.message.value, event)
+                if letter is not None:
+                    await send([letter])
+                    event.ack()
+            await step(chosen)
+
+    @app.agent(topic(topics.events), name="watch")
+    async def watch_agent(stream: Any) -> None:
+        async for events in stream.noack_take(batch, within=wait):
+            await detect_batch(topics.events, events)
+
+    @app.agent(topic(topics.graph), name="graph")
+    async def graph_agent(stream: Any) -> None:
+        async for events in stream.noack_take(batch, within=wait):
+            await detect_batch(topics.graph, events)
+
+    @app.timer(interval=1.0)
+    async def tell_clocks() -> None:
+        for chosen in list(detect.values()):
+            if chosen.waiting:  # for an input partition that nobody reads any more
+                await step(chosen)
+        await send([m for chosen in list(detect.values()) if (m := chosen.clock_message()) is not None])
+
+    def use(new: FleetFigures) -> None:
+        nonlocal figures
+        figures = new
+        for chosen in detect.values():
+            chosen.calibrate(new)
+
+    if fixed is None:
+        follower = _Calibration(settings, topics, use)
+
+        @app.task
+        async def follow_calibration() -> None:
+            await follower.follow()
+
+        @app.timer(interval=settings.calibration.publish_s)
+        async def publish_calibration() -> None:
+            await send(
+                [
+                    Message(topics.calibration, str(partition).encode(), calibration.encode(share))
+                    for (name, partition), chosen in detect.items()
+                    if name == topics.events
+                    and (share := calibration.merge([chosen.engine.sketch()])).version != "none"
+                ]
+            )
+
+    # ----------------------------------------------------------------------------------- incidents
+
+    incident_stage = IncidentStage(settings.incidents, topics)
+    publish = _publisher(send)
+    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret))
+    acting: set[asyncio.Task[Any]] = set()
+    heard: dict[str, float] = {}
+
+    async def tell(changes: Iterable[Change]) -> None:
+        for change in changes:
+            incident = change.incident
+            value = msgspec.json.encode(incident_json(incident) | {"change": change.kind})
+            await send([Message(topics.incidents, incident.id.encode(), value)])
+            # Slack may be slow; the next finding must not wait for it.
+            task = asyncio.create_task(runner.act(incident))
+            acting.add(task)
+            task.add_done_callback(acting.discard)
+
+    @app.agent(topic(topics.findings), name="incidents")
+    async def incident_agent(stream: Any) -> None:
+        async for events in stream.noack_take(batch, within=wait):
+            for event in events:
+                changes, letter = incident_stage.process(event.message.value)
+                await send([letter] if letter is not None else [])
+                await tell(changes)
+                event.ack()
+            for source in incident_stage.incidents.sources:
+                heard[source] = clock.monotonic()
+
+    @app.timer(interval=1.0)
+    async def resolve_quiet() -> None:
+        # Where nothing comes any more, the wall clock goes on.
+        now = clock.monotonic()
+        for source in incident_stage.incidents.sources:
+            silent = now - heard.setdefault(source, now)
+            if silent >= 1.0:
+                heard[source] = now
+                await tell(incident_stage.incidents.idle(silent, source))
+
+    # ----------------------------------------------------------------------------- life of the worker
+
+    @app.on_before_shutdown.connect
+    async def finish(*_: Any, **__: Any) -> None:
+        if acting:
+            await asyncio.wait(acting, timeout=10)
+        await runner.close()
+        await progress.stop()
+
+    @app.on_partitions_assigned.connect
+    async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
+        progress.reassign({tp.partition for tp in assigned if tp.topic == topics.usage})
+
+    @app.on_partitions_revoked.connect
+    async def revoked(_: Any, revoked: set[Any], **__: Any) -> None:
+        for tp in revoked:
+            detect.pop((tp.topic, tp.partition), None)
+
+    @app.task
+    async def start_progress() -> None:
+        await progress.start()
+
+
+def _record(message: Any) -> Record:
+    return Record(
+        value=message.value,
+        source=message.partition,
+        position=message.offset,
+        log_ms=int(message.timestamp * 1000),
+        sequence=_sequence(message.headers),
+    )
+
+
+def _sequence(headers: Any) -> int:
+    """The sequence number in a record's headers, 0 if there is none."""
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    for name, value in pairs:
+        if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
+            return int.from_bytes(value, "big") & ((1 << 63) - 1)
+    return 0
+
+
+def _publisher(send: _Sender) -> Callable[[str, bytes, bytes], Any]:
+    async def publish(topic: str, key: bytes, value: bytes) -> None:
+        await send([Message(topic, key, value)])
+
+    return publish

@@ -1,0 +1,48 @@
+"""The Faust application: what it is made of, and how it is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faust
+from mode import Worker
+
+from stream.agents import attach
+from stream.clock import SystemClock
+from stream.settings import Settings
+from stream.topics import layout
+
+
+def build(settings: Settings) -> Any:
+    """The application with its agents, for the topics as they are.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or topics are missing.
+    """
+    counts = layout(settings.kafka)
+    app = faust.App(
+        settings.kafka.app_id,
+        broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers],
+        store="memory://",
+        value_serializer="raw",
+        key_serializer="raw",
+        # Topics are made by `burnfuse topics`, with their settings; a worker needs no right to create any.
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        broker_commit_interval=1.0,
+        producer_linger=0.005,
+        producer_max_request_size=1 << 20,
+        web_enabled=False,
+        autodiscover=False,
+    )
+    attach(app, settings, counts, SystemClock())
+    return app
+
+
+def run(settings: Settings) -> None:
+    """Runs a worker until it gets SIGINT or SIGTERM."""
+    app = build(settings)
+    # mode's own logging would write plain text to standard output.
+    worker = Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+    worker.execute_from_commandline()

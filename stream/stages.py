@@ -1,0 +1,240 @@
+"""The stages of the service, without Kafka: records in, messages out.
+
+`stream.agents` connects them to topics; tests connect them to lists.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from detectors.base import FleetFigures
+from detectors.types import Scope
+from stream.clock import Clock
+from stream.columns import Columns, Packed
+from stream.engine import WATCH, Engine
+from stream.errors import PackedRecordError
+from stream.incidents import Change, Incidents
+from stream.ingest.ingest import Ingest, Record
+from stream.ingest.reject import Reason, Reject
+from stream.sequencer import Sequencer, Token
+from stream.settings import IncidentSettings, KafkaSettings, Settings
+from stream.wire import decode_finding, encode_finding
+
+_MAX_PACKED_BYTES = 900_000
+"""Packed records are split below this; brokers take 1 MiB unless told otherwise."""
+
+_SILENT_S = 10.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names of the topics."""
+
+    usage: str
+    events: str
+    graph: str
+    findings: str
+    incidents: str
+    dead: str
+    calibration: str
+    proposals: str
+    kill_state: str
+
+    @classmethod
+    def of(cls, kafka: KafkaSettings) -> Topics:
+        """The names as configured."""
+        p = kafka.prefix
+        return cls(
+            usage=kafka.input_topic,
+            events=f"{p}.events",
+            graph=f"{p}.graph",
+            findings=f"{p}.findings",
+            incidents=f"{p}.incidents",
+            dead=f"{p}.dead",
+            calibration=f"{p}.calibration",
+            proposals=f"{p}.kill.proposals",
+            kill_state=f"{p}.kill.state",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record to be sent."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    partition: int | None = None
+
+
+def position_name(topic: str) -> Callable[[int, int], str]:
+    """How a position on the input topic is written: topic/partition/offset."""
+    return lambda partition, offset: f"{topic}/{partition}/{offset}"
+
+
+def dead_letter(topics: Topics, reject: Reject, where: str) -> Message:
+    """The dead letter for an event turned away: the reason and where it stands, not its content."""
+    letter: dict[str, Any] = {
+        "reason": reject.reason.value,
+        "detail": reject.detail,
+        "source": reject.source,
+        "bytes": reject.size,
+        "event_id": reject.event_id,
+        "stage": where,
+        "fate": "ignored" if reject.reason is Reason.DUPLICATE else "rejected",
+    }
+    return Message(topics.dead, reject.source.encode(), _encode(letter))
+
+
+class IngestStage:
+    """Input records to packed columns, keyed by agent and by root run.
+
+    Args:
+        inputs: Partitions of the input topic.
+        outputs: Partitions of each inner topic.
+    """
+
+    def __init__(self, topics: Topics, ingest: Ingest, inputs: int, outputs: int) -> None:
+        self._topics, self._ingest = topics, ingest
+        self._inputs, self._outputs = inputs, outputs
+
+    def process(self, records: Sequence[Record]) -> list[Message]:
+        """Messages to send, in this order per partition, before the records count as done."""
+        columns, rejects = self._ingest.columns(records)
+        messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
+        progress: dict[int, int] = {}
+        for record in records:
+            progress[record.source] = max(progress.get(record.source, 0), record.log_ms)
+        tree = columns.take(columns.numbers["in_tree"])
+        messages += self._spread(self._topics.events, columns, columns.texts["agent_id"], progress)
+        messages += self._spread(self._topics.graph, tree, tree.texts["root_run_id"], progress)
+        return messages
+
+    def heartbeat(self, progress: dict[int, int]) -> list[Message]:
+        """Tells all inner partitions how far input partitions have been passed on."""
+        value = Packed(Columns.empty(), progress, self._inputs).encode()
+        return [
+            Message(topic, None, value, partition)
+            for topic in (self._topics.events, self._topics.graph)
+            for partition in range(self._outputs)
+        ]
+
+    def _spread(self, topic: str, columns: Columns, keys: Sequence[str], progress: dict[int, int]) -> list[Message]:
+        # crc32 rather than Kafka's own partitioner: all events of a batch are placed at once.
+        place = np.array([zlib.crc32(key.encode(errors="surrogatepass")) for key in keys], np.int64) % self._outputs
+        messages = []
+        for partition in np.unique(place).tolist():
+            part = columns.take(place == partition)
+            messages += [Message(topic, None, value, partition) for value in _packed(part, progress, self._inputs)]
+        return messages
+
+
+def _packed(columns: Columns, progress: dict[int, int], inputs: int) -> Iterable[bytes]:
+    """One packed record, or several if one would be too large; only the last tells the progress."""
+    value = Packed(columns, progress, inputs).encode()
+    if len(value) <= _MAX_PACKED_BYTES or len(columns) < 2:
+        return [value]
+    half = len(columns) // 2
+    return [*_packed(columns.cut(0, half), {}, inputs), *_packed(columns.cut(half, len(columns)), progress, inputs)]
+
+
+class DetectStage:
+    """One inner partition: order, detectors, findings out.
+
+    Args:
+        name: Of the partition, e.g. `bf.events/3`: tells apart the stream clocks of partitions.
+    """
+
+    def __init__(self, settings: Settings, topics: Topics, scopes: Sequence[Scope], name: str, clock: Clock) -> None:
+        self._topics, self._name = topics, name
+        # The graph sees a part of what watch sees: only one of them tells of rejects.
+        self._tells_rejects = tuple(scopes) == WATCH
+        self.engine = Engine(settings, scopes, position_name(topics.usage))
+        self._sequencer: Sequencer[Any] = Sequencer(clock, _SILENT_S)
+        self._told_clock = float("-inf")
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for their turn."""
+        return len(self._sequencer)
+
+    def add(self, value: bytes, token: Any) -> Message | None:
+        """Takes a packed record in; a record nobody can read becomes a dead letter."""
+        try:
+            self._sequencer.add(Packed.decode(value), token)
+        except PackedRecordError as error:
+            reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
+            return dead_letter(self._topics, reject, self._name)
+        return None
+
+    def step(self) -> tuple[list[Message], list[Any]]:
+        """Messages to send, and then the tokens of the records that are done."""
+        columns, done = self._sequencer.ready()
+        result = self.engine.process(columns)
+        messages = [
+            Message(
+                self._topics.findings,
+                finding.root_run_id.encode(errors="replace"),
+                encode_finding(finding, float(result.clocks[at]), self._name),
+            )
+            for finding, at in zip(result.findings, result.positions, strict=True)
+        ]
+        if self._tells_rejects:
+            messages += [dead_letter(self._topics, reject, "watch") for reject in result.rejects]
+        return messages, done
+
+    def clock_message(self) -> Message | None:
+        """Tells the incidents how far this partition's clock is, if it has moved."""
+        if not self.engine.clock > self._told_clock:
+            return None
+        self._told_clock = self.engine.clock
+        value = _encode({"type": "clock", "source": self._name, "clock": self.engine.clock})
+        return Message(self._topics.findings, None, value)
+
+    def calibrate(self, figures: FleetFigures) -> None:
+        """Gives the detectors new figures of the fleet."""
+        self.engine.calibrate(figures)
+
+
+class _ClockRecord(msgspec.Struct, tag="clock"):
+    source: str
+    clock: float
+
+
+class _FindingRecord(msgspec.Struct, tag="finding"):
+    pass
+
+
+_kind = msgspec.json.Decoder(_ClockRecord | _FindingRecord)
+
+
+class IncidentStage:
+    """The findings topic to incidents."""
+
+    def __init__(self, settings: IncidentSettings, topics: Topics) -> None:
+        self._topics = topics
+        self.incidents = Incidents(settings)
+
+    def process(self, value: bytes) -> tuple[list[Change], Message | None]:
+        """What a record of the findings topic changes; a dead letter if nobody can read it."""
+        try:
+            kind = _kind.decode(value)
+            if isinstance(kind, _ClockRecord):
+                return self.incidents.advance(kind.clock, kind.source), None
+            finding, clock, source = decode_finding(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            detail = f"a record on the findings topic cannot be read: {error}"
+            reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
+            return [], dead_letter(self._topics, reject, "incidents")
+        return [*self.incidents.advance(clock, source), *self.incidents.add(finding, clock, source)], None
+
+
+__all__ = ["DetectStage", "IncidentStage", "IngestStage", "Message", "Token", "Topics", "dead_letter"]

@@ -1,0 +1,168 @@
+"""`burnfuse topics`: creates the topics with their settings, or checks them."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, KafkaTimeoutError
+from rich.console import Console
+from rich.table import Table
+
+from stream.errors import BrokerError
+from stream.settings import KafkaSettings, Settings
+from stream.stages import Topics
+
+CLIENT = {"client_id": "burnfuse", "bootstrap_timeout_ms": 10_000}
+"""Settings of all kafka-python clients; by default they look for a broker for half a minute."""
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """How a topic should be."""
+
+    name: str
+    partitions: int
+    configs: Mapping[str, str]
+    why: str
+
+
+def plans(kafka: KafkaSettings) -> list[TopicPlan]:
+    """All topics burnfuse needs."""
+
+    def kept(days: int) -> dict[str, str]:
+        return {"cleanup.policy": "delete", "retention.ms": str(days * _DAY_MS)}
+
+    t = Topics.of(kafka)
+    compacted = {"cleanup.policy": "compact"}
+    # Agents read this topic to its end before they start, so it must stay small and lose nothing.
+    kill_state = compacted | {
+        "segment.ms": "3600000",
+        "min.cleanable.dirty.ratio": "0.1",
+        "delete.retention.ms": str(7 * _DAY_MS),
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": "16384",
+    }
+    return [
+        TopicPlan(t.usage, kafka.input_partitions, kept(7), "usage events, any format, any key"),
+        TopicPlan(t.events, kafka.partitions, kept(1), "packed events by agent"),
+        TopicPlan(t.graph, kafka.partitions, kept(1), "packed events by root run"),
+        # One partition: an incident may hold findings of several agents and trees.
+        TopicPlan(t.findings, 1, kept(30), "findings"),
+        TopicPlan(t.incidents, 1, kept(30), "changes of incidents"),
+        TopicPlan(t.dead, 1, kept(14), "events turned away, with the reason"),
+        TopicPlan(t.calibration, 1, compacted, "each partition's share of the fleet's figures"),
+        TopicPlan(t.proposals, 1, kept(7), "kill proposals"),
+        TopicPlan(t.kill_state, 1, kill_state, "what must stop: read by agents"),
+    ]
+
+
+@contextmanager
+def admin(kafka: KafkaSettings) -> Iterator[Any]:
+    """An admin client.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refuses.
+    """
+    servers = ", ".join(kafka.bootstrap_servers)
+    try:
+        with closing(KafkaAdminClient(**CLIENT, bootstrap_servers=kafka.bootstrap_servers)) as client:
+            yield client
+    except (KafkaTimeoutError, OSError) as error:
+        raise BrokerError(f"no Kafka broker answers at {servers}: check kafka.bootstrap_servers") from error
+    except KafkaError as error:
+        raise BrokerError(f"Kafka at {servers} refuses: {type(error).__name__}: {error}") from error
+
+
+def partition_counts(client: Any) -> dict[str, int]:
+    """Topic -> number of its partitions, for all topics there are."""
+    return {t["name"]: len(t["partitions"]) for t in client.describe_topics() if not t.get("error_code")}
+
+
+def layout(kafka: KafkaSettings) -> dict[str, int]:
+    """Partitions of burnfuse's topics as they are.
+
+    Raises:
+        BrokerError: topics are missing, or the inner topics do not match each other.
+    """
+    with admin(kafka) as client:
+        counts = partition_counts(client)
+    t = Topics.of(kafka)
+    missing = [plan.name for plan in plans(kafka) if plan.name not in counts]
+    if missing:
+        raise BrokerError(f"topics are missing ({', '.join(missing)}): run `burnfuse topics` with this configuration")
+    if counts[t.events] != counts[t.graph]:
+        raise BrokerError(f"{t.events} and {t.graph} must have the same number of partitions")
+    return counts
+
+
+def run(settings: Settings, *, check: bool, json: bool) -> bool:
+    """Creates what is missing (or only checks), tells how the topics are; false if something is not as it should be."""
+    wanted = plans(settings.kafka)
+    with admin(settings.kafka) as client:
+        before = partition_counts(client)
+        missing = [plan for plan in wanted if plan.name not in before]
+        if missing and not check:
+            client.create_topics(
+                {
+                    plan.name: {
+                        "num_partitions": plan.partitions,
+                        "replication_factor": settings.kafka.replication,
+                        "configs": dict(plan.configs),
+                    }
+                    for plan in missing
+                },
+                wait_for_metadata=True,
+            )
+        counts = partition_counts(client)
+        existing = [plan.name for plan in wanted if plan.name in counts]
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in existing]
+        found = client.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
+    rows = []
+    for plan in wanted:
+        actual = {key: str(entry.get("value")) for key, entry in found.get(plan.name, {}).items()}
+        if plan.name not in counts:
+            state, fine = "missing", False
+        elif plan.name not in before:
+            state, fine = "created", True
+        else:
+            # The operator may have chosen other retention times; what breaks burnfuse is told.
+            wrong = [
+                f"{key} is {actual.get(key)}, should be {value}"
+                for key, value in plan.configs.items()
+                if key == "cleanup.policy" and actual.get(key) != value
+            ]
+            if counts[plan.name] != plan.partitions and plan.name in _single(settings.kafka):
+                wrong.append(f"has {counts[plan.name]} partitions, should have {plan.partitions}")
+            state, fine = ("; ".join(wrong), False) if wrong else ("fine", True)
+        rows.append((plan, counts.get(plan.name), state, fine))
+    _show(rows, json)
+    return all(fine for *_, fine in rows)
+
+
+def _single(kafka: KafkaSettings) -> set[str]:
+    t = Topics.of(kafka)
+    return {t.findings, t.incidents, t.calibration, t.proposals, t.kill_state}
+
+
+def _show(rows: list[tuple[TopicPlan, int | None, str, bool]], json: bool) -> None:
+    if json:
+        for plan, partitions, state, fine in rows:
+            line = {"topic": plan.name, "partitions": partitions, "state": state, "fine": fine, "configs": plan.configs}
+            Console(soft_wrap=True, highlight=False).print(jsonlib.dumps(line), markup=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("topic", "partitions", "state", "holds"):
+        table.add_column(name)
+    for plan, partitions, state, fine in rows:
+        table.add_row(
+            plan.name, "-" if partitions is None else str(partitions), state, plan.why, style=None if fine else "red"
+        )
+    Console().print(table)

@@ -1,0 +1,45 @@
+"""Real Kafka brokers for tests, started by the script that people use by hand: docker/kafka/run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RUN = Path(__file__).resolve().parent.parent / "docker" / "kafka" / "run"
+MISSING = 69
+"""The script's exit code when this machine lacks what a broker needs."""
+
+
+class BrokerMissingError(Exception):
+    """This machine cannot run a broker; the text says what is missing and what to do."""
+
+
+class BrokerError(Exception):
+    """It should have started, and did not."""
+
+
+@contextmanager
+def running(*options: str) -> Iterator[str]:
+    """Run a broker for the length of the block; gives its `host:port`. Options are the script's."""
+    # This process is named as the parent: even if it is killed with -9 right now, the broker ends.
+    command = [sys.executable, str(RUN), "--parent", str(os.getpid()), *options]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            word, _, address = process.stdout.readline().strip().partition(" ")
+            if word != "ready":
+                code = process.wait()
+                errors.seek(0)
+                why = (errors.read().splitlines() or [f"exit code {code}"])[-1]
+                raise BrokerMissingError(why) if code == MISSING else BrokerError(why)
+            yield address
+        finally:
+            process.terminate()
