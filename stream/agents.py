@@ -356,7 +356,7 @@ def _record(message: Any) -> Record:
         value=message.value,
         source=message.partition,
         position=message.offset,
-        log_ms=int(message.timestamp * 1000),
+        log_ms=round(message.timestamp * 1000),
         sequence=_sequence(message.headers),
     )
 

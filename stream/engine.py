@@ -283,9 +283,10 @@ class _Trees:
             texts["to_run_id"],
             spawn.tolist(),
             roots.new.tolist(),
+            columns.numbers["ts"].tolist(),
             strict=True,
         )
-        for i, (root, run, parent, child, spawns, new) in enumerate(rows):
+        for i, (root, run, parent, child, spawns, new, ts) in enumerate(rows):
             if new:
                 self._depths[root] = {root: 0}
             tree = self._depths[root]
@@ -299,7 +300,7 @@ class _Trees:
             if spawns and child and child not in tree:
                 tree[child] = own + 1
                 spawned[i], depth[i] = True, own + 1
-            self._touched[root] = clock
+            self._touched[root] = max(clock, ts)
         return spawned, depth
 
     def sweep(self, clock: float, ttl_s: float) -> None:

@@ -79,7 +79,8 @@ class Entities:
         table["last_ts"][rows] = np.maximum(before, ts)
         table["tokens"][rows] = total_tokens
         table["cost"][rows] = total_cost
-        table["touched"][rows] = clock
+        # After a long silence the clock lags behind the first events, and must not make them look old.
+        table["touched"][rows] = np.maximum(clock, table["last_ts"][rows])
         return Entity(rows, new, total_tokens, total_cost)
 
     def sweep(self, clock: float) -> Ints:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from random_streams import random_stream
 
+from detectors.base import FleetFigures
 from stream.clock import ManualClock
 from stream.engine import GRAPH, WATCH
 from stream.ingest.ingest import Record
@@ -24,8 +25,6 @@ NOW = 1_800_000_000.0
 
 def watch(settings: Settings, values: list[bytes], rng: random.Random) -> list[dict[str, Any]]:
     """Findings of the in-process pipeline, with random batch cuts and a fixed calibration."""
-    from detectors.base import FleetFigures
-
     pipeline = Pipeline(settings, clock=ManualClock(NOW), name_of=lambda _, n: str(n), figures=FleetFigures())
     records = [Record(value, 0, n) for n, value in enumerate(values)]
     found = []
@@ -104,10 +103,16 @@ def in_order(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_worker_and_watch_agree(seed: int) -> None:
-    rng = random.Random(seed)
-    # The age of simulated traffic must not matter.
+    check([json.dumps(event).encode() for event in random_stream(seed)], random.Random(seed))
+
+
+def test_worker_and_watch_agree_on_streams_that_lie_days_apart_and_back_in_time() -> None:
+    values = [json.dumps(event).encode() for seed in range(10) for event in random_stream(seed, 200)]
+    check(values, random.Random(0))
+
+
+def check(values: list[bytes], rng: random.Random) -> None:
     settings = default_settings()
-    values = [json.dumps(event).encode() for event in random_stream(seed)]
     cluster = Cluster(settings, inputs=rng.randint(1, 6), outputs=rng.randint(1, 6), rng=rng)
     cluster.run(values, key=rng.choice(["agent_id", "root_run_id", "any"]))
     expected = in_order(watch(settings, values, rng))
