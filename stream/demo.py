@@ -95,14 +95,13 @@ def summary(faults: Sequence[Fault], incidents: Sequence[tuple[Incident, Inciden
     for fault in faults:
         mine = [pair for pair in incidents if _is_about(pair[0], fault)]
         blamed |= {pair[0].id for pair in mine}
+        what = f"  {fault.kind:<11} {fault.agent_id:<17}"
         if not mine:
-            lines.append(f"  {fault.name}: MISSED ({fault.events:,} events from {moment(fault.start)})")
+            lines.append(f"{what} MISSED: {fault.events:,} events from {moment(fault.start)}")
             continue
         opened, last = min(mine, key=lambda pair: pair[0].opened_ts)
-        lines.append(
-            f"  {fault.name}: found after {opened.opened_ts - fault.start:,.0f} s, {last.severity} "
-            f"({', '.join(last.rules)}); {fault.events:,} events, ${last.cost_usd:,.2f} until it ended"
-        )
+        delay = opened.opened_ts - fault.start
+        lines.append(f"{what} found after {delay:,.0f} s  {last.severity:<8}  ${last.cost_usd:,.2f}  {last.rules[0]}")
     others = len(incidents) - len(blamed)
     lines.append(f"Other incidents, about healthy traffic: {others}")
     return lines

@@ -65,7 +65,7 @@ class LiveReporter:
     def finish(self, totals: Totals, wall_s: float) -> None:
         self._totals = totals
         self._live.stop()
-        self._console.print(self._frame(finished=True))
+        self._console.print(self.frame(finished=True))
         for reject in self._rejected:
             self._rejections.add(reject)
         self._rejections.finish()
@@ -75,9 +75,10 @@ class LiveReporter:
         now = self._clock.monotonic()
         if force or now - self._drawn >= _REFRESH_S:
             self._drawn = now
-            self._live.update(self._frame(), refresh=True)
+            self._live.update(self.frame(), refresh=True)
 
-    def _frame(self, finished: bool = False) -> Group:
+    def frame(self, finished: bool = False) -> Group:
+        """What the terminal shows now."""
         head = Table.grid(expand=True)
         head.add_column()
         head.add_column(justify="right")
@@ -87,7 +88,9 @@ class LiveReporter:
         )
         parts: list[object] = [head]
         if not finished and self._done >= 0:
-            parts.append(ProgressBar(total=1.0, completed=self._done))
+            bar = Table.grid(expand=True)  # a bare bar does not end its line
+            bar.add_row(ProgressBar(total=1.0, completed=self._done))
+            parts.append(bar)
         parts += [
             Panel(self._incidents(), title="open incidents", title_align="left", border_style="red"),
             Panel(
