@@ -12,7 +12,10 @@ from stream.errors import BurnfuseError
 def run() -> None:
     """Runs the command line; errors of ours become one clear line and an exit code."""
     try:
-        app(prog_name="burnfuse")
+        try:
+            app(prog_name="burnfuse")
+        finally:
+            sys.stdout.flush()
     except BurnfuseError as error:
         sys.stderr.write(f"burnfuse: {error}\n")
         sys.exit(error.exit_code)
@@ -21,6 +24,10 @@ def run() -> None:
         # when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # Typer calls that a failure
+            sys.exit(0)
+        raise
 
 
 if __name__ == "__main__":

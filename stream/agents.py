@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -176,6 +177,24 @@ class _Calibration:
             log.warning("%s: a record was skipped: %s", self._topic, error)
 
 
+async def _batches(
+    app: Any, name: str, stream: Any, settings: Settings, work: Callable[[list[Any]], Awaitable[None]]
+) -> None:
+    """Hands batches of events to `work`; what goes wrong there stops the worker.
+
+    Faust would restart the agent and go on after the batch. Its events must not be acknowledged, so that
+    whoever takes over sees them again.
+    """
+    kafka = settings.kafka
+    async for events in stream.noack_take(kafka.batch_records, within=kafka.batch_wait_s):
+        try:
+            await work(events)
+        except Exception as error:
+            log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
+            await app.crash(error)
+            raise
+
+
 def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
     """Adds the agents and timers to a Faust application.
 
@@ -184,7 +203,6 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
-    batch, wait = settings.kafka.batch_records, settings.kafka.batch_wait_s
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -199,13 +217,15 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        async for events in stream.noack_take(batch, within=wait):
-            records = [_record(event.message) for event in events]
-            async with ingest_lock:
-                await send(ingest_stage.process(records))
-                progress.passed_on(records)
-            for event in events:
-                event.ack()
+        await _batches(app, "ingest", stream, settings, ingest_batch)
+
+    async def ingest_batch(events: list[Any]) -> None:
+        records = [_record(event.message) for event in events]
+        async with ingest_lock:
+            await send(ingest_stage.process(records))
+            progress.passed_on(records)
+        for event in events:
+            event.ack()
 
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
@@ -250,13 +270,11 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.events), name="watch")
     async def watch_agent(stream: Any) -> None:
-        async for events in stream.noack_take(batch, within=wait):
-            await detect_batch(topics.events, events)
+        await _batches(app, "watch", stream, settings, partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        async for events in stream.noack_take(batch, within=wait):
-            await detect_batch(topics.graph, events)
+        await _batches(app, "graph", stream, settings, partial(detect_batch, topics.graph))
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
@@ -309,14 +327,16 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        async for events in stream.noack_take(batch, within=wait):
-            for event in events:
-                changes, letter = incident_stage.process(event.message.value)
-                await send([letter] if letter is not None else [])
-                await tell(changes)
-                event.ack()
-            for source in incident_stage.incidents.sources:
-                heard[source] = clock.monotonic()
+        await _batches(app, "incidents", stream, settings, incident_batch)
+
+    async def incident_batch(events: list[Any]) -> None:
+        for event in events:
+            changes, letter = incident_stage.process(event.message.value)
+            await send([letter] if letter is not None else [])
+            await tell(changes)
+            event.ack()
+        for source in incident_stage.incidents.sources:
+            heard[source] = clock.monotonic()
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:

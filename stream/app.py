@@ -33,7 +33,9 @@ def build(settings: Settings) -> Any:
         broker_commit_interval=1.0,
         producer_linger=0.005,
         producer_max_request_size=1 << 20,
-        web_enabled=False,
+        web_enabled=settings.worker.health_port is not None,
+        web_port=settings.worker.health_port or 6066,
+        web_bind=settings.worker.health_host,
         autodiscover=False,
     )
     attach(app, settings, counts, SystemClock())

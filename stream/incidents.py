@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from detectors.types import Finding, Scope, Severity
+from detectors.types import SEVERITIES, Finding, Scope, Severity
 from stream.settings import IncidentSettings
 
 State = Literal["open", "escalated", "resolved"]
@@ -105,9 +105,7 @@ class Incidents:
         else:
             live.source, live.seen_clock = source, clock
             changes = [self._extend(live, finding)]
-        if finding.scope is Scope.ROOT:
-            changes += self._absorb(changes[0].incident)
-        return changes
+        return self._absorb(changes[0]) if finding.scope is Scope.ROOT else changes
 
     def advance(self, clock: float, source: str = "") -> list[Change]:
         """Resolves what has been quiet for long enough by `clock`, s."""
@@ -147,6 +145,8 @@ class Incidents:
         for incident in reversed(self._resolved.values()):
             begin, end = incident.opened_ts - self._settings.quiet_s, incident.last_ts + self._settings.quiet_s
             graver = finding.severity == "critical" and incident.severity == "warning"
+            if incident.merged_into is not None:
+                continue  # it ended because a spiral goes on, not because it was quiet
             # What is graver than on-call was told opens an incident of its own.
             if not graver and begin <= finding.ts <= end and keys & set(_own_keys(incident)):
                 return incident
@@ -206,23 +206,29 @@ class Incidents:
             finding,
         )
 
-    def _absorb(self, spiral: Incident) -> list[Change]:
+    def _absorb(self, change: Change) -> list[Change]:
         """Inhibition: what is open about members of a spiral's root run becomes part of the spiral."""
+        spiral = self._live[change.incident.id]
         members = [
             live
             for live in self._live.values()
-            if live.incident.id != spiral.id and live.incident.root_run_id == spiral.root_run_id
+            if live is not spiral and live.incident.root_run_id == spiral.incident.root_run_id
         ]
         changes = []
         for live in members:
-            taken = self._live[spiral.id].incident
-            self._live[spiral.id].incident = replace(
+            taken, member = spiral.incident, live.incident
+            spiral.incident = replace(
                 taken,
-                findings=(*live.incident.findings, *taken.findings)[-self._settings.max_findings :],
-                rules=tuple(dict.fromkeys((*taken.rules, *live.incident.rules))),
+                # A spiral is as grave as what it takes in: that is over as an incident of its own.
+                severity=max(taken.severity, member.severity, key=SEVERITIES.index),
+                findings=(*member.findings, *taken.findings)[-self._settings.max_findings :],
+                rules=tuple(dict.fromkeys((*taken.rules, *member.rules))),
             )
-            changes.append(self._resolve(live, ts=spiral.ts, merged_into=spiral.id))
-        return changes
+            changes.append(self._resolve(live, ts=change.incident.ts, merged_into=taken.id))
+        kind = change.kind
+        if kind == "updated" and spiral.incident.severity != change.incident.severity:
+            kind, spiral.incident = "escalated", replace(spiral.incident, state="escalated")
+        return [Change(kind, spiral.incident), *changes]
 
     def _resolve(self, live: _Live, ts: float, merged_into: str | None = None) -> Change:
         incident = replace(live.incident, state="resolved", ts=ts, merged_into=merged_into)
@@ -230,7 +236,8 @@ class Incidents:
         self._resolved[incident.id] = incident
         if len(self._resolved) > _RESOLVED_KEPT:
             self._resolved.popitem(last=False)
-        self._by_key = {key: name for key, name in self._by_key.items() if name != incident.id}
+        # Anew, because an older incident of the agent may have been behind this one.
+        self._by_key = {key: name for name, live in self._live.items() for key in _own_keys(live.incident)}
         return Change("resolved", incident)
 
 

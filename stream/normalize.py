@@ -11,7 +11,6 @@ import msgspec
 
 from burnfuse.event import UsageEvent
 from stream.clock import Clock
-from stream.errors import InputError
 from stream.ingest.files import find
 from stream.ingest.ingest import Record
 from stream.ingest.reject import Reason, Reject
@@ -26,8 +25,6 @@ _CONTENT = ("args", "result", "attributes")
 def normalize(settings: Settings, paths: Sequence[str], clock: Clock) -> bool:
     """Prints the native events of all inputs, rejects on standard error; false if an input was unreadable."""
     sources = find(paths, settings.input.max_record_bytes)
-    if not sources:
-        raise InputError(f"no event files in {', '.join(paths)}")
     ingest = make_ingest(
         settings, lambda source, position: f"{sources[source].path}:{position}", clock, secret("hash_key")
     )

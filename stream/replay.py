@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from stream.clock import Clock
-from stream.errors import BrokerError, InputError
+from stream.errors import BrokerError
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.files import find, merged
 from stream.ingest.ingest import Record
@@ -64,8 +64,6 @@ def run(
         InputError: nothing to send.
     """
     sources = find(paths, _MAX_RECORD_BYTES)
-    if not sources:
-        raise InputError(f"no event files in {', '.join(paths)}")
     try:
         producer = KafkaProducer(
             **CLIENT,

@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 import detectors
 from detectors.base import DetectorConfig, setting
 from stream.errors import ConfigError, UsageError
+from stream.ingest import formats
 
+HASH_KEY_BYTES = 64
 SECRETS = {
     "slack_token": "Slack bot token (xoxb-...) with the scope chat:write.",
     "hash_key": "Key of the hashes of arguments and results, at most 64 bytes; the same for all workers.",
 }
 """Secrets, by name. `slack_token` is read from BURNFUSE_SLACK_TOKEN, or from the file named by
 BURNFUSE_SLACK_TOKEN_FILE; the others likewise."""
+
+_MOST = 1_000_000.0
+"""Largest weight or price: with it, the sums of any event the contract allows stay finite."""
 
 
 class Section(BaseModel):
@@ -52,32 +57,61 @@ class InputSettings(Section):
         gt=0,
     )
 
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in formats.names():
+            raise ValueError(f"there is no format {name!r}; known: {', '.join(formats.names())}")
+        return name
+
 
 class EffectiveTokens(Section):
     """Weights that make tokens of all kinds comparable without a price table."""
 
-    input: float = setting(1.0, unit="tokens", why="An uncached input token.", source="the unit", ge=0)
+    input: float = setting(1.0, unit="tokens", why="An uncached input token.", source="the unit", ge=0, le=_MOST)
     cached_input: float = setting(
-        0.1, unit="tokens", why="A token read from the cache.", source="list prices: a tenth of input", ge=0
+        0.1, unit="tokens", why="A token read from the cache.", source="list prices: a tenth of input", ge=0, le=_MOST
     )
     cache_write: float = setting(
-        1.0, unit="tokens", why="A token written to the cache.", source="list prices: about that of input", ge=0
+        1.0,
+        unit="tokens",
+        why="A token written to the cache.",
+        source="list prices: about that of input",
+        ge=0,
+        le=_MOST,
     )
     output: float = setting(
-        4.0, unit="tokens", why="An output token, reasoning included.", source="list prices: 4 to 5 times input", ge=0
+        4.0,
+        unit="tokens",
+        why="An output token, reasoning included.",
+        source="list prices: 4 to 5 times input",
+        ge=0,
+        le=_MOST,
     )
 
 
 class ModelPrice(Section):
     """Price of a model, for negotiated rates and own models."""
 
-    input: float = setting(..., unit="$ per million tokens", why="Uncached input.", source="the operator", ge=0)
-    output: float = setting(..., unit="$ per million tokens", why="Output.", source="the operator", ge=0)
+    input: float = setting(
+        ..., unit="$ per million tokens", why="Uncached input.", source="the operator", ge=0, le=_MOST
+    )
+    output: float = setting(..., unit="$ per million tokens", why="Output.", source="the operator", ge=0, le=_MOST)
     cached_input: float | None = setting(
-        None, unit="$ per million tokens", why="Input from the cache; as input if not given.", source="the operator"
+        None,
+        unit="$ per million tokens",
+        why="Input from the cache; as input if not given.",
+        source="the operator",
+        ge=0,
+        le=_MOST,
     )
     cache_write: float | None = setting(
-        None, unit="$ per million tokens", why="Cache writes; as input if not given.", source="the operator"
+        None,
+        unit="$ per million tokens",
+        why="Cache writes; as input if not given.",
+        source="the operator",
+        ge=0,
+        le=_MOST,
     )
 
 
@@ -185,6 +219,18 @@ class KafkaSettings(Section):
     )
 
 
+class WorkerSettings(Section):
+    """The worker as a process."""
+
+    health_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of a small web server that answers while the worker lives; none: no server.",
+    )
+    health_host: str = Field(default="127.0.0.1", description="Address that server listens on.")
+
+
 def _detector_settings() -> type[Section]:
     fields: dict[str, Any] = {
         name: (cls.Config, Field(default=cls.Config(), description=(cls.__doc__ or "").strip().split("\n\n")[0]))
@@ -207,6 +253,7 @@ class Settings(Section):
     """The whole configuration."""
 
     kafka: KafkaSettings = KafkaSettings()
+    worker: WorkerSettings = WorkerSettings()
     input: InputSettings = InputSettings()
     effective_tokens: EffectiveTokens = EffectiveTokens()
     prices: dict[str, ModelPrice] = Field(default={}, description="Own prices by model name.")
@@ -255,7 +302,7 @@ def parse(text: str, name: str = "configuration") -> Settings:
     try:
         # The loader is a SafeLoader that also refuses repeated keys.
         data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February
         raise ConfigError(f"{name} is not YAML: {_yaml_problem(error)}") from error
     if data is None:
         data = {}
@@ -274,10 +321,15 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key_node.value!r} is set twice", key_node.start_mark
-                )
+            problem = None
+            if not isinstance(key_node, yaml.ScalarNode):
+                problem = "a key must be a name"
+            elif key_node.tag == "tag:yaml.org,2002:merge":
+                problem = "merge keys (<<) are not understood"  # a few lines of them can fill the memory
+            elif key_node.value in seen:
+                problem = f"{key_node.value!r} is set twice"
+            if problem is not None:
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -294,6 +346,7 @@ def _problem(model: type[BaseModel], loc: Sequence[str | int], kind: str, messag
         known = _keys_at(model, loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1)
         return f"{path}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}")
+    message = message.removeprefix("Value error, ").split(" or instance of ")[0]
     return f"{path}: {message[:1].lower()}{message[1:]}"
 
 
@@ -317,19 +370,19 @@ def secret(name: str, environment: Mapping[str, str] | None = None) -> str | Non
     """A secret's value, or None if it is not set.
 
     Raises:
-        ConfigError: the file that should hold it cannot be read.
+        ConfigError: the file that should hold it cannot be read, or it is too long.
     """
     env = os.environ if environment is None else environment
     variable = f"BURNFUSE_{name.upper()}"
-    if env.get(variable):
-        return env[variable]
-    path = env.get(f"{variable}_FILE")
-    if not path:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the secret {name} from {variable}_FILE: {_why(error)}") from error
+    value, path = env.get(variable), env.get(f"{variable}_FILE")
+    if not value and path:
+        try:
+            value = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the secret {name} from {variable}_FILE: {_why(error)}") from error
+    if name == "hash_key" and len((value or "").encode()) > HASH_KEY_BYTES:
+        raise ConfigError(f"the secret hash_key is longer than {HASH_KEY_BYTES} bytes")
+    return value or None
 
 
 def _why(error: Exception) -> str:

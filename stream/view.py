@@ -33,7 +33,7 @@ class LiveReporter:
         self._console, self._clock, self._title = console, clock, title
         self._rejections = Rejections()
         self._open: dict[str, Incident] = {}
-        self._log: deque[Text] = deque(maxlen=8)
+        self._log: deque[tuple[Text, Text, Text]] = deque(maxlen=8)
         self._totals, self._done, self._stream_clock = Totals(), 0.0, float("-inf")
         self._drawn = 0.0
         self._rejected: list[Reject] = []
@@ -51,8 +51,7 @@ class LiveReporter:
         if item.kind != "updated":
             word = "merged" if incident.merged_into else item.kind
             style = "green" if item.kind == "resolved" else _COLOUR[incident.severity]
-            line = Text.assemble((moment(incident.ts), "dim"), "  ", (f"{word:<9}", style), "  ", clean(incident.title))
-            self._log.append(line)
+            self._log.append((Text(moment(incident.ts), "dim"), Text(word, style), Text(clean(incident.title))))
             self._draw(force=True)
 
     def rejected(self, reject: Reject) -> None:
@@ -94,7 +93,7 @@ class LiveReporter:
         parts += [
             Panel(self._incidents(), title="open incidents", title_align="left", border_style="red"),
             Panel(
-                Group(*self._log) if self._log else Text("nothing yet", style="dim"),
+                self._happenings(),
                 title="what happened",
                 title_align="left",
                 border_style="blue",
@@ -118,6 +117,17 @@ class LiveReporter:
             )
         return table
 
+    def _happenings(self) -> Table | Text:
+        if not self._log:
+            return Text("nothing yet", style="dim")
+        table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for _ in range(2):
+            table.add_column(no_wrap=True)
+        table.add_column(ratio=1)
+        for line in self._log:
+            table.add_row(*line)
+        return table
+
     def _spenders(self) -> Table:
         table = Table(box=None, expand=True, pad_edge=False)
         for name in ("agent", "dollars", "effective tokens", ""):
@@ -125,6 +135,6 @@ class LiveReporter:
         top = sorted(self._totals.spend.items(), key=lambda entry: entry[1], reverse=True)[:6]
         most = max((spend[1][1] for spend in top), default=1.0) or 1.0
         for agent, (dollars, tokens) in top:
-            bar = ProgressBar(total=1.0, completed=tokens / most, width=30)
+            bar = ProgressBar(total=1.0, completed=tokens / most, width=30, finished_style="bar.complete")
             table.add_row(Text(clean(agent)), f"{dollars:,.2f}", f"{tokens:,.0f}", bar)
         return table

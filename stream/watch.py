@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from burnfuse.event import UsageEvent
 from detectors.base import FleetFigures
@@ -119,11 +118,6 @@ def watch(
         InputError: no path could be read.
     """
     sources = find(paths, settings.input.max_record_bytes)
-    if not sources:
-        raise InputError(f"no event files (.jsonl, .ndjson, .json, also .gz) in {', '.join(paths)}")
-    missing = [source.path for source in sources if source.path != "-" and not Path(source.path).exists()]
-    if len(missing) == len(sources):
-        raise InputError(f"cannot read {', '.join(missing)}: no such file")
     total = sum(source.size() for source in sources)
 
     def done() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from stream.actions.base import Action, Failed, Outcome, Retry, Tools, registered
 from stream.incidents import Incident
@@ -17,7 +18,10 @@ _TRIES = 5
 class Runner:
     """All enabled actions, isolated from each other: one that fails does not hold up the others."""
 
-    def __init__(self, settings: Settings, tools: Tools) -> None:
+    def __init__(
+        self, settings: Settings, tools: Tools, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._sleep = sleep
         self._actions: list[Action] = []
         for name, cls in registered().items():
             config = getattr(settings.actions, name)
@@ -32,16 +36,16 @@ class Runner:
 
     async def _take(self, action: Action, incident: Incident) -> Outcome:
         outcome: Outcome = Failed("not tried")
-        for _ in range(_TRIES):
+        for attempt in range(1, _TRIES + 1):
             try:
                 outcome = await action.execute(incident)
             except Exception as error:
                 log.exception("action %s failed on incident %s", action.name, incident.id)
                 return Failed(f"{type(error).__name__}")
-            if not isinstance(outcome, Retry):
+            if not isinstance(outcome, Retry) or attempt == _TRIES:
                 break
             log.warning("action %s on incident %s: %s; trying again", action.name, incident.id, outcome.reason)
-            await asyncio.sleep(outcome.after_s)
+            await self._sleep(outcome.after_s)
         if isinstance(outcome, Retry | Failed):
             log.error("action %s gave up on incident %s: %s", action.name, incident.id, outcome.reason)
         return outcome

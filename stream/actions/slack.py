@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any, ClassVar
 
 import aiohttp
@@ -20,7 +21,8 @@ from stream.text import clean, moment
 log = logging.getLogger(__name__)
 
 _SIGN = {"warning": ":warning:", "critical": ":rotating_light:"}
-_TITLE_CHARS = 2500  # a section holds 3,000 characters; escaping makes text longer
+_TEXT_CHARS, _FIELD_CHARS = 2800, 1900  # Slack takes 3,000 and 2,000; our own words need the rest
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 class SlackConfig(ActionConfig):
@@ -64,7 +66,7 @@ class Slack:
         message = self._messages.setdefault(incident.id, _Message())
         async with message.lock:
             outcome = await self._send(incident, message)
-        if incident.state == "resolved" and isinstance(outcome, Sent):
+        if incident.state == "resolved" and not isinstance(outcome, Retry):
             self._messages.pop(incident.id, None)
         return outcome
 
@@ -79,6 +81,7 @@ class Slack:
         content: dict[str, Any] = {
             "text": text(incident),
             "blocks": blocks(incident),
+            "parse": "none",  # where it is not said, chat.update looks for mentions
             "unfurl_links": False,
             "unfurl_media": False,
         }
@@ -112,8 +115,11 @@ class _Message:
 
 
 def _classify(error: SlackApiError) -> Outcome:
+    data = getattr(error.response, "data", None)
+    if data is None:
+        return Retry(2.0, "Slack's answer cannot be read")
     status = error.response.status_code
-    code = error.response.get("error", "") if isinstance(error.response.data, dict) else ""
+    code = data.get("error", "") if isinstance(data, dict) else ""
     if status == 429 or code in ("ratelimited", "rate_limited"):
         return Retry(float(error.response.headers.get("Retry-After", 1)), "Slack asks to slow down")
     if status >= 500 or code in ("internal_error", "fatal_error", "service_unavailable", "request_timeout"):
@@ -130,21 +136,26 @@ def blocks(incident: Incident) -> list[dict[str, Any]]:
     """The message: what burns, how much, since when, by which rules."""
     money = f"${incident.cost_usd:,.2f} + " if incident.cost_usd else ""
     facts = [
-        f"*Agent*\n{_escape(incident.agent_id)}",
-        f"*Run*\n{_escape(incident.run_id)}",
+        f"*Agent*\n{_escape(incident.agent_id, _FIELD_CHARS)}",
+        f"*Run*\n{_escape(incident.run_id, _FIELD_CHARS)}",
         f"*Burnt since it began*\n{money}{incident.effective_tokens:,.0f} effective tokens".replace(" + ", ", "),
         f"*Since*\n{moment(incident.opened_ts)}",
     ]
     if incident.root_run_id != incident.run_id:
-        facts.append(f"*Task (root run)*\n{_escape(incident.root_run_id)}")
+        facts.append(f"*Task (root run)*\n{_escape(incident.root_run_id, _FIELD_CHARS)}")
     if incident.merged_into:
         facts.append(f"*Now part of*\n{incident.merged_into}")
     context = f"{incident.id} · {', '.join(incident.rules[:8])} · {len(incident.findings)} findings"
     return [
-        {"type": "section", "text": {"type": "mrkdwn", "text": f"*{text(incident)}*"}},
-        {"type": "section", "fields": [{"type": "mrkdwn", "text": fact[:2000]} for fact in facts]},
-        {"type": "context", "elements": [{"type": "mrkdwn", "text": _escape(context)}]},
+        {"type": "section", "text": _mrkdwn(f"*{text(incident)}*")},
+        {"type": "section", "fields": [_mrkdwn(fact) for fact in facts]},
+        {"type": "context", "elements": [_mrkdwn(_escape(context))]},
     ]
+
+
+def _mrkdwn(content: str) -> dict[str, Any]:
+    # Verbatim: an agent named @channel calls nobody, and a URL in its name is no link.
+    return {"type": "mrkdwn", "text": content, "verbatim": True}
 
 
 def _word(incident: Incident) -> str:
@@ -155,7 +166,10 @@ def _word(incident: Incident) -> str:
     ]
 
 
-def _escape(value: str) -> str:
-    """Text of agents is hostile: no control characters, no mentions, no formatting."""
-    plain = clean(value)[:_TITLE_CHARS].replace("*", "∗").replace("`", "'")
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _escape(value: str, most: int = _TEXT_CHARS) -> str:
+    """Text of agents is hostile: no control characters, no mentions, no formatting, no endless length."""
+    plain = clean(value[:most]).replace("*", "∗").replace("`", "'")
+    escaped = "".join(_ENTITIES.get(c, c) for c in plain)
+    if len(value) <= most and len(escaped) <= most:
+        return escaped
+    return re.sub(r"&[a-z]*$", "", escaped[: most - 1]) + "…"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from stream.errors import UsageError
+from stream.errors import InputError, UsageError
 from stream.ingest.decode import Invalid, elements
 from stream.ingest.ingest import Record
 from stream.ingest.reject import Reason, Reject
@@ -160,6 +160,7 @@ def find(paths: Sequence[str], max_record_bytes: int) -> list[Source]:
 
     Raises:
         UsageError: standard input is named together with other paths.
+        InputError: there is nothing to read at all.
     """
     if "-" in paths and len(paths) > 1:
         raise UsageError("standard input (-) cannot be combined with files")
@@ -170,6 +171,11 @@ def find(paths: Sequence[str], max_record_bytes: int) -> list[Source]:
             names += map(str, found)
         else:
             names.append(path)
+    if not names:
+        raise InputError(f"no event files ({', '.join(_SUFFIXES[:3])}, also .gz) in {', '.join(paths)}")
+    # One missing file among others is reported when its turn comes; the others are read all the same.
+    if not any(name == "-" or Path(name).exists() for name in names):
+        raise InputError(f"cannot read {', '.join(names)}: no such file")
     return [Source(i, name, max_record_bytes) for i, name in enumerate(names)]
 
 

@@ -202,3 +202,20 @@ def test_worker_says_in_one_line_what_is_wrong(broker: str, topic_prefix: str, t
     assert done.stderr.startswith("burnfuse: topics are missing (")
     assert "run `burnfuse topics`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failing_stage_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    prefix = topic_prefix.rstrip(".")
+    config = tmp_path / "burnfuse.yaml"
+    kafka = {"bootstrap_servers": [broker], "prefix": prefix, "input_topic": f"{prefix}-usage", "app_id": f"{prefix}-app"}
+    config.write_text(yaml.safe_dump({"kafka": kafka}))
+    burnfuse("topics", "--config", str(config))
+    producer = KafkaProducer(bootstrap_servers=broker)
+    producer.send(f"{prefix}-usage", value=b'{"agent_id": "a", "ts": 1.0}')
+    producer.close()
+    script = Path(__file__).with_name("crashing_worker.py")
+    done = subprocess.run([sys.executable, str(script), str(config)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "ingest failed; the worker stops, nothing of this batch is lost" in done.stderr
+    assert "planted failure" in done.stderr
+    assert not consumed(broker, f"{prefix}-app", [f"{prefix}-usage"])

@@ -66,7 +66,8 @@ def test_speed_paces_by_event_time(broker: str, topic: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("args", "code", "word"),
     [
-        (["nothing-there.jsonl", "--broker", "127.0.0.1:1"], 1, "no Kafka broker answers at 127.0.0.1:1"),
+        (["nothing-there.jsonl", "--broker", "127.0.0.1:1"], 3, "cannot read nothing-there.jsonl: no such file"),
+        (["-", "--broker", "127.0.0.1:1"], 1, "no Kafka broker answers at 127.0.0.1:1"),
         (["x.jsonl", "--broker", "127.0.0.1:1", "--key", "colour"], 2, "--key must be one of"),
         (["x.jsonl"], 2, "--broker"),
     ],
