@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -239,6 +240,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
     figures = fixed or FleetFigures()
     detect: dict[tuple[str, int], DetectStage] = {}
+    # A partition's clock must not overtake its findings: their incident would be resolved before they come.
+    order: WeakKeyDictionary[DetectStage, asyncio.Lock] = WeakKeyDictionary()
 
     def stage(name: str, partition: int) -> DetectStage:
         found = detect.get((name, partition))
@@ -247,11 +250,13 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
             found.calibrate(figures)
             detect[name, partition] = found
+            order[found] = asyncio.Lock()
         return found
 
     async def step(chosen: DetectStage) -> None:
-        messages, done = chosen.step()
-        await send(messages)
+        async with order[chosen]:
+            messages, done = chosen.step()
+            await send(messages)
         for event in done:
             event.ack()
 
@@ -281,7 +286,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         for chosen in list(detect.values()):
             if chosen.waiting:  # for an input partition that nobody reads any more
                 await step(chosen)
-        await send([m for chosen in list(detect.values()) if (m := chosen.clock_message()) is not None])
+            async with order[chosen]:
+                message = chosen.clock_message()
+                await send([message] if message is not None else [])
 
     def use(new: FleetFigures) -> None:
         nonlocal figures

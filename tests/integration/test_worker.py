@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import pytest
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from random_streams import random_stream
-from slack_server import SlackServer
+from slack_server import slack_server_in_a_thread
 
 DEADLINE_S = 240
+TOKEN = "xoxb-only-for-tests"
 
 
 def burnfuse(*args: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +119,7 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
     burnfuse("watch", "--json", "--save-calibration", str(fleet), str(demo))
     mixed.write_text("".join(json.dumps(e) + "\n" for seed in range(10) for e in random_stream(seed)))
 
-    with SlackServer() as slack:
+    with slack_server_in_a_thread() as slack:
         config = tmp_path / "burnfuse.yaml"
         settings = {
             "kafka": {
@@ -130,7 +132,7 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
             },
             "calibration": {"file": str(fleet)},
             "actions": {
-                "slack": {"enabled": True, "channel": "#alerts", "base_url": slack.base_url},
+                "slack": {"enabled": True, "channel": "#alerts", "base_url": slack.url},
                 "kill": {"enabled": True, "topic": f"{topic_prefix}.kill.proposals"},
             },
         }
@@ -140,7 +142,10 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
 
         expected: dict[str, dict[str, Any]] = {}
         for path in (mixed, demo):
-            lines = [json.loads(x) for x in burnfuse("watch", "--json", "--config", str(quiet), str(path)).stdout.splitlines()]
+            lines = [
+                json.loads(x)
+                for x in burnfuse("watch", "--json", "--config", str(quiet), str(path)).stdout.splitlines()
+            ]
             expected |= findings(lines)
         assert {f["detector"] for f in expected.values()} == {"retry_loop", "runaway", "spiral"}
 
@@ -153,26 +158,28 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
         producer.close()
         burnfuse("replay", str(mixed), "--broker", broker, "--topic", usage)
 
-        with worker(config, slack.token) as process:
+        with worker(config, TOKEN) as process:
             # The demo comes while the worker is at work.
             burnfuse("replay", str(demo), "--broker", broker, "--topic", usage)
             inner = [f"{topic_prefix}.{name}" for name in ("events", "graph", "findings")]
             wait_for("findings", lambda: len(findings(values(broker, inner[2]))) >= len(expected), process)
             wait_for("commits", lambda: consumed(broker, f"{topic_prefix}-app", [usage, *inner[:2]]), process)
-            opened = {
-                line["id"] for line in values(broker, f"{topic_prefix}.incidents") if line["change"] == "opened"
-            }
-            wait_for("Slack posts", lambda: len(slack.posts) >= len(opened), process)
+            opened = {line["id"] for line in values(broker, f"{topic_prefix}.incidents") if line["change"] == "opened"}
+            wait_for("Slack posts", lambda: slack.methods.count("chat.postMessage") >= len(opened), process)
 
         found = findings(values(broker, inner[2]))
-        differ = [(found.get(k), expected.get(k)) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)]
+        differ = [
+            (found.get(k), expected.get(k)) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)
+        ]
         assert not differ
 
         incidents = values(broker, f"{topic_prefix}.incidents")
         opened = [line["id"] for line in incidents if line["change"] == "opened"]
         assert len(set(opened)) == len(opened)
-        assert sorted(slack.incident_ids_posted()) == sorted(opened)
-        assert slack.tokens_seen == {slack.token}
+        posts = [json.dumps(call.arguments) for call in slack.calls if call.method == "chat.postMessage"]
+        posted = [re.search(r"i-[0-9a-f]{16}", post).group() for post in posts]  # type: ignore[union-attr]
+        assert sorted(posted) == sorted(opened)
+        assert {call.authorization for call in slack.calls} == {f"Bearer {TOKEN}"}
 
         proposals = values(broker, f"{topic_prefix}.kill.proposals")
         commands = [json.loads(base64.b64decode(p["payload"])) for p in proposals]
@@ -207,15 +214,20 @@ def test_worker_says_in_one_line_what_is_wrong(broker: str, topic_prefix: str, t
 def test_a_failing_stage_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     prefix = topic_prefix.rstrip(".")
     config = tmp_path / "burnfuse.yaml"
-    kafka = {"bootstrap_servers": [broker], "prefix": prefix, "input_topic": f"{prefix}-usage", "app_id": f"{prefix}-app"}
+    kafka = {
+        "bootstrap_servers": [broker],
+        "prefix": prefix,
+        "input_topic": f"{prefix}-usage",
+        "app_id": f"{prefix}-app",
+    }
     config.write_text(yaml.safe_dump({"kafka": kafka}))
     burnfuse("topics", "--config", str(config))
     producer = KafkaProducer(bootstrap_servers=broker)
-    producer.send(f"{prefix}-usage", value=b'{"agent_id": "a", "ts": 1.0}')
+    producer.send(usage, value=b'{"agent_id": "a", "ts": 1.0}')
     producer.close()
     script = Path(__file__).with_name("crashing_worker.py")
     done = subprocess.run([sys.executable, str(script), str(config)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "ingest failed; the worker stops, nothing of this batch is lost" in done.stderr
     assert "planted failure" in done.stderr
-    assert not consumed(broker, f"{prefix}-app", [f"{prefix}-usage"])
+    assert not consumed(broker, group, [usage])

@@ -1,0 +1,129 @@
+"""A local Slack: speaks chat.postMessage and chat.update as the Web API does, and misbehaves when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+
+class Answer(NamedTuple):
+    """How the server treats one call; by default the call succeeds."""
+
+    status: int = 200
+    error: str = ""
+    """An error code of the Web API: answered as {"ok": false, "error": ...}."""
+    headers: dict[str, str] = {}  # noqa: RUF012 - never changed
+    body: str | None = None
+    """Sent instead of JSON."""
+    content_type: str = "application/json"
+    drop: bool = False
+    """The connection is closed without an answer."""
+    late: bool = False
+    """The message is taken, but the answer does not come."""
+
+
+class Call(NamedTuple):
+    """A call as it arrived."""
+
+    method: str
+    authorization: str
+    arguments: dict[str, Any]
+
+
+class SlackServer:
+    """Records calls and answers them in turn from `answers`, then always well."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.answers: deque[Answer] = deque()
+        self.messages: dict[str, dict[str, Any]] = {}
+        """What people see in the channel: time stamp -> the latest content."""
+        self.url = ""
+        self._closing = asyncio.Event()
+
+    @property
+    def methods(self) -> list[str]:
+        return [call.method for call in self.calls]
+
+    async def handle(self, request: web.Request) -> web.Response:
+        form = await request.read()
+        arguments = json.loads(form) if request.content_type == "application/json" else dict(await request.post())
+        for name in ("blocks",):
+            if isinstance(arguments.get(name), str):
+                arguments[name] = json.loads(arguments[name])
+        method = request.match_info["method"]
+        self.calls.append(Call(method, request.headers.get("Authorization", ""), arguments))
+        answer = self.answers.popleft() if self.answers else Answer()
+        if answer.drop:
+            assert request.transport is not None
+            request.transport.close()
+            raise web.HTTPServiceUnavailable
+        if answer.body is not None:
+            return web.Response(status=answer.status, text=answer.body, content_type=answer.content_type)
+        reply = {"ok": False, "error": answer.error} if answer.error else self._take(method, arguments)
+        if answer.late:
+            await self._closing.wait()
+        return web.json_response(reply, status=answer.status, headers=answer.headers)
+
+    def _take(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if method == "chat.postMessage":
+            ts = f"{1_750_000_000 + len(self.messages)}.000100"
+        elif method == "chat.update":
+            ts = arguments["ts"]
+            if ts not in self.messages or arguments["channel"] != "C024BE91L":
+                return {"ok": False, "error": "message_not_found"}
+        else:
+            return {"ok": False, "error": "unknown_method"}
+        self.messages[ts] = arguments
+        # Names of channels become ids, which chat.update insists on.
+        return {"ok": True, "channel": "C024BE91L", "ts": ts, "message": {"text": arguments.get("text", "")}}
+
+
+@asynccontextmanager
+async def slack_server() -> AsyncIterator[SlackServer]:
+    """A server on a free port of this machine, for as long as the block lasts."""
+    server = SlackServer()
+    app = web.Application()
+    app.router.add_post("/api/{method}", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    server.url = f"http://{host}:{port}/api/"
+    try:
+        yield server
+    finally:
+        server._closing.set()
+        await runner.cleanup()
+
+
+@contextmanager
+def slack_server_in_a_thread() -> Iterator[SlackServer]:
+    """The same, for tests that wait for other processes."""
+    started: list[SlackServer] = []
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    ending = asyncio.Event()
+
+    async def serve() -> None:
+        async with slack_server() as server:
+            started.append(server)
+            ready.set()
+            await ending.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(ending.set)
+        thread.join(10)
+        loop.close()
