@@ -214,12 +214,8 @@ def test_worker_says_in_one_line_what_is_wrong(broker: str, topic_prefix: str, t
 def test_a_failing_stage_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     prefix = topic_prefix.rstrip(".")
     config = tmp_path / "burnfuse.yaml"
-    kafka = {
-        "bootstrap_servers": [broker],
-        "prefix": prefix,
-        "input_topic": f"{prefix}-usage",
-        "app_id": f"{prefix}-app",
-    }
+    usage, group = f"{prefix}-usage", f"{prefix}-app"
+    kafka = {"bootstrap_servers": [broker], "prefix": prefix, "input_topic": usage, "app_id": group}
     config.write_text(yaml.safe_dump({"kafka": kafka}))
     burnfuse("topics", "--config", str(config))
     producer = KafkaProducer(bootstrap_servers=broker)
