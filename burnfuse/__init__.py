@@ -1,0 +1,1 @@
+"""What an agent's own process imports: the usage event, and how to send it. Light on purpose."""

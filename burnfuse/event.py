@@ -16,6 +16,10 @@ MAX_NUMBER = 10**12
 MAX_ID_CHARS = 512
 """Longest accepted identifier. Ids are held in memory per entity, so they must be bounded."""
 
+SEQUENCE_HEADER = "bf-seq"
+"""Kafka header with a record's number in its producer's stream, 8 bytes, big endian: it tells the order of
+records of the same millisecond on different partitions."""
+
 Kind = Literal["llm", "tool", "message", "spawn", "compaction", "outcome"]
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from detectors.types import EventBatch, Finding, Floats, Ints, Scope, Severity
 
@@ -35,6 +36,14 @@ class DetectorConfig(BaseModel):
 
     enabled: bool = Field(default=True, description="Whether the detector runs.")
 
+    @model_validator(mode="after")
+    def _warning_comes_first(self) -> Self:
+        for name in type(self).model_fields:
+            critical = name.removesuffix("warning") + "critical"
+            if name.endswith("warning") and getattr(self, critical, math.inf) < getattr(self, name):
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be above {critical}")
+        return self
+
 
 def setting(default: Any, *, unit: str, why: str, source: str, **bounds: Any) -> Any:
     """A threshold: a default with its unit, its meaning and where the default comes from."""
@@ -55,6 +64,13 @@ class Spec:
 
 # ------------------------------------------------------------------------------------------ state
 
+TablePage: TypeAlias = dict[str, tuple[str, tuple[int, ...], bytes]]
+"""Rows of a table as plain data: field -> (dtype, shape, bytes)."""
+
+# The tables of a page are looked at only when its name and version are right.
+_decode_page = msgspec.msgpack.Decoder(tuple[str, int, msgspec.Raw]).decode
+_decode_tables = msgspec.msgpack.Decoder(dict[str, TablePage]).decode
+
 
 class Table:
     """State in columns: one row per entity, one numpy array per field.
@@ -68,6 +84,11 @@ class Table:
         self._columns: dict[str, NDArray[Any]] = {}
         self._rows = 0
         self.reserve(16)
+
+    @property
+    def rows(self) -> int:
+        """Rows that exist."""
+        return self._rows
 
     @property
     def nbytes(self) -> int:
@@ -95,31 +116,32 @@ class Table:
         for name, (_, blank, _) in self._fields.items():
             self._columns[name][rows] = blank
 
-    def dump(self, rows: Ints) -> dict[str, Any]:
-        """The rows as plain data: field -> (dtype, shape, bytes)."""
-        return {
-            name: (c.dtype.str, c[rows].shape, np.ascontiguousarray(c[rows]).tobytes())
-            for name, c in self._columns.items()
-        }
+    def dump(self, rows: Ints) -> TablePage:
+        """The rows as plain data."""
+        self.reserve(int(rows.max(initial=-1)) + 1)
+        return {name: (c.dtype.str, c[rows].shape, c[rows].tobytes()) for name, c in self._columns.items()}
 
-    def load(self, rows: Ints, page: Mapping[str, Any]) -> None:
-        """Writes what `dump` gave into `rows`.
+    def decode(self, n: int, page: TablePage) -> dict[str, NDArray[Any]]:
+        """The columns of a page of n rows; `write` takes them.
 
         Raises:
             StateError: the page does not hold these fields in these types for this many rows.
         """
         if set(page) != set(self._fields):
             raise StateError(f"saved state has fields {sorted(page)}, expected {sorted(self._fields)}")
-        decoded = {}
+        columns = {}
         for name, (dtype, _, width) in self._fields.items():
             kind, shape, raw = page[name]
-            want = (len(rows), width) if width else (len(rows),)
-            size = dtype.itemsize * int(np.prod(want))
-            if kind != dtype.str or tuple(shape) != want or len(raw) != size:
+            want = (n, width) if width else (n,)
+            if kind != dtype.str or tuple(shape) != want or len(raw) != dtype.itemsize * math.prod(want):
                 raise StateError(f"saved field {name!r} is {kind}{tuple(shape)}, expected {dtype.str}{want}")
-            decoded[name] = np.frombuffer(raw, dtype).reshape(want)
-        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
-        for name, values in decoded.items():
+            columns[name] = np.frombuffer(raw, dtype).reshape(want)
+        return columns
+
+    def write(self, rows: Ints, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Puts values into `rows`."""
+        self.reserve(int(rows.max(initial=-1)) + 1)
+        for name, values in columns.items():
             self._columns[name][rows] = values
 
 
@@ -153,6 +175,12 @@ def pace(table: Table, rows: Ints, level: NDArray[Any], ts: Floats, *, repeat_s:
     table["alarm_level"][chosen] = np.maximum(level, before)[speak]
     table["alarm_ts"][chosen] = np.maximum(ts, last)[speak]
     return speak
+
+
+def levels(count: Any, warning: Any, critical: Any) -> NDArray[np.uint8]:
+    """Alarm levels of counts: 0 quiet, 1 warning, 2 critical; the thresholds themselves fire."""
+    reached: NDArray[np.uint8] = np.add(count >= warning, count >= critical, dtype=np.uint8)
+    return reached
 
 
 def severity_of(level: int) -> Severity:
@@ -204,15 +232,20 @@ class Detector(ABC):
             StateError: the page is of another detector or version, or damaged.
         """
         try:
-            name, version, saved = msgspec.msgpack.decode(page)
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            name, version, body = _decode_page(page)
+            if (name, version) != (self.spec.name, self.spec.version):
+                raise StateError(
+                    f"saved state is of {name} version {version}, this is {self.spec.name} version {self.spec.version}"
+                )
+            saved = _decode_tables(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError("saved state is damaged: it is not a page of a detector") from error
-        if (name, version) != (self.spec.name, self.spec.version) or set(saved) != set(self.tables):
-            raise StateError(
-                f"saved state is of {name} version {version}, this is {self.spec.name} version {self.spec.version}"
-            )
-        for table_name, table in self.tables.items():
-            table.load(rows, saved[table_name])
+        if set(saved) != set(self.tables):
+            raise StateError(f"saved state has tables {sorted(saved)}, expected {sorted(self.tables)}")
+        # All of it is checked before any of it is taken.
+        columns = {name: table.decode(len(rows), saved[name]) for name, table in self.tables.items()}
+        for name, table in self.tables.items():
+            table.write(rows, columns[name])
 
     # Figures of the whole fleet; most detectors need none.
 
@@ -240,8 +273,8 @@ class FleetFigures:
         total = int(counts.sum())
         if total < max(1, at_least):
             return None
-        index = int(np.searchsorted(np.cumsum(counts), q * total))
-        return LogGrid.value(min(index, len(counts) - 1))
+        # Rank 1 at least: the smallest value rather than an empty bin below it.
+        return LogGrid.value(int(np.searchsorted(np.cumsum(counts), max(1.0, q * total))))
 
 
 class LogGrid:

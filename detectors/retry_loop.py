@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.base import (
     ALARM_FIELDS,
@@ -14,6 +13,7 @@ from detectors.base import (
     DetectorConfig,
     Spec,
     Table,
+    levels,
     pace,
     register,
     setting,
@@ -25,7 +25,6 @@ from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes,
 PERIODS = 5
 """Longest cycle looked for; the public detectors that look for cycles stop at 4 or 5."""
 
-_PERIOD = np.arange(1, PERIODS + 1)
 # Salts keep apart what must never be equal: a call whose result was seen, one whose result was not, and
 # a failed call from a successful one with the same text.
 _MIX, _BLIND, _FAILED = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -148,55 +147,53 @@ class RetryLoopConfig(DetectorConfig):
     )
 
 
-_MARK: dict[str, tuple[Any, ...]] = {
-    # Where a streak began: event time, and the run's totals before it.
-    "since": (np.float64, 0.0),
-    "since_tokens": (np.int64, 0),
-    "since_cost": (np.int64, 0),
-}
-_LANE_FIELDS: dict[str, tuple[Any, ...]] = {
-    "items": (np.uint64, 0, PERIODS),  # the latest items, newest first
-    "matches": (np.int32, 0, PERIODS),  # how often in a row an item equalled the one p before it
-    "round": (np.uint64, 0),
-    **_MARK,
-    **ALARM_FIELDS,
-}
+# Where a streak began: event time, and the run's totals before it.
+_MARK: dict[str, Any] = {"since": np.float64, "since_tokens": np.int64, "since_cost": np.int64}
 
 
 class _Lane:
-    """A sequence of items per run, and how long it has been repeating with periods 1 to 5."""
+    """A sequence of items per run, and how long it has been repeating with each period 1, 2 ... `periods`."""
 
-    def __init__(self, fields: dict[str, tuple[Any, ...]]) -> None:
-        self.table = Table(_LANE_FIELDS | fields)
+    def __init__(self, periods: int, fields: dict[str, tuple[Any, ...]]) -> None:
+        self.table = Table(
+            {
+                "items": (np.uint64, 0, periods),  # the latest, newest first
+                "matches": (np.int32, 0, periods),  # how often in a row an item equalled the one p before it
+                **{name: (dtype, 0, periods) for name, dtype in _MARK.items()},
+                **ALARM_FIELDS,
+                **fields,
+            }
+        )
 
-    def mark(self, rows: Ints, where: NDArray[Any], ts: Floats, tokens: Ints, cost: Ints, prefix: str = "") -> None:
-        """Notes that a streak begins with this event, for the rows chosen by `where`."""
-        chosen = rows[where]
-        self.table[f"{prefix}since"][chosen] = ts[where]
-        self.table[f"{prefix}since_tokens"][chosen] = tokens[where]
-        self.table[f"{prefix}since_cost"][chosen] = cost[where]
+    def mark(self, rows: Ints, begins: Bools, ts: Floats, tokens: Ints, cost: Ints, prefix: str = "") -> None:
+        """Notes that a streak begins with this event; `begins` has the columns' shape."""
+        for name, value in zip(_MARK, (ts, tokens, cost), strict=True):
+            column = self.table[prefix + name]
+            value = value.reshape(-1, *[1] * (begins.ndim - 1))
+            column[rows] = np.where(begins, value, column[rows])
 
-    def push(self, rows: Ints, item: Hashes, ts: Floats, tokens: Ints, cost: Ints) -> tuple[Ints, Ints]:
-        """Appends one item per row.
-
-        Returns:
-            laps (k, 5): laps of the current cycle of period 1..5, at least 1;
-            calls (k, 5): items in them.
-        """
+    def push(self, rows: Ints, item: Hashes, ts: Floats, tokens: Ints, cost: Ints) -> Ints:
+        """Appends one item per row; (k, periods) how often in a row items have equalled the ones p before."""
         table = self.table
         ring = table["items"][rows]
         matches = np.where(ring == item[:, None], table["matches"][rows] + 1, 0)
         table["matches"][rows] = matches
         table["items"][rows] = np.concatenate([item[:, None], ring[:, :-1]], axis=1)
-        # A streak of period p begins at the last item before its first match: that is exact for p = 1
-        # and late by at most p - 1 items otherwise.
-        self.mark(rows, np.all(matches == 0, axis=1), ts, tokens, cost)
-        return matches // _PERIOD + 1, matches + _PERIOD
+        # The last item before the first match: the streak's first for p = 1, late by p - 1 items otherwise.
+        self.mark(rows, matches == 0, ts, tokens, cost)
+        return matches
 
 
-def _levels(count: NDArray[Any], warning: Any, critical: Any) -> NDArray[np.uint8]:
-    levels: NDArray[np.uint8] = np.add(count >= warning, count >= critical, dtype=np.uint8)
-    return levels
+def _items(batch: EventBatch, at: Ints) -> Hashes:
+    """(k,) what makes two calls the same: signature, outcome and result, or that no result was sent."""
+    result, failed = batch.result[at], batch.failed[at]
+    with np.errstate(over="ignore"):
+        items: Hashes = (
+            batch.signature[at] * _MIX
+            ^ np.where(result == UNKNOWN, _BLIND, result)
+            ^ np.where(failed, _FAILED, UNKNOWN)
+        )
+    return items
 
 
 @register
@@ -206,14 +203,15 @@ class RetryLoop(Detector):
 
     Fires when: a call and its result repeat 4 (6) times in a row; a cycle of 2 to 5 calls with equal
         results makes 3 (5) laps; the same call fails 4 (6) times in a row even if the error text changes;
-        the same text is written 4 (8) times in a row; 10 (30) model calls fail within 5 minutes. In
-        brackets: critical. Two more of each are needed when the producer sends no results.
+        the same text is written 4 (8) times in a row with no tool call between; 10 (30) model calls fail
+        within 5 minutes. In brackets: critical. Repeated calls and cycles need two more when the producer
+        sends no results.
     Quiet when: the result of a repeated call changes (polling that makes progress, edit then re-test,
         paging); arguments change; calls belong to one round of parallel calls; repeats are a minute or
         more apart (polling), unless they fail; arguments are not observed.
     Units: calls, laps, messages, errors; spend since the loop began in effective tokens and dollars.
-    State: per run, two lanes (calls, words) of the 5 latest items with 5 match counters, and a decayed
-        count of provider errors; about 300 bytes.
+    State: per run, the 5 latest calls with a match counter and a mark for each period, the latest words
+        likewise, and a decayed count of provider errors; about 300 bytes.
     Source: the rules on which the public loop detectors converged: key-order-free signatures, results
         before arguments, thresholds of 3 to 5, cycles up to 5.
     """
@@ -223,12 +221,18 @@ class RetryLoop(Detector):
 
     def __init__(self, config: RetryLoopConfig) -> None:
         self.config = config
-        # A call that fails with a new text each time does not match itself: it has a mark of its own.
-        failing = {"signature": (np.uint64, 0), "failures": (np.int32, 0)} | {
-            f"failing_{k}": v for k, v in _MARK.items()
-        }
-        self._calls = _Lane(failing)
-        self._words = _Lane({})
+        self._calls = _Lane(
+            PERIODS,
+            {
+                "round": (np.uint64, 0),
+                "in_round": (np.uint8, 0),  # how many of the latest items are of that round
+                # A call that fails with a new text each time does not match itself: it is counted apart.
+                "signature": (np.uint64, 0),
+                "failures": (np.int32, 0),
+                **{f"failing_{name}": (dtype, 0) for name, dtype in _MARK.items()},
+            },
+        )
+        self._words = _Lane(1, {})
         self._storm = Table({"errors": (np.float64, 0.0), "ts": (np.float64, 0.0), **ALARM_FIELDS})
         self.tables = {"calls": self._calls.table, "words": self._words.table, "storm": self._storm}
 
@@ -237,7 +241,8 @@ class RetryLoop(Detector):
         if not len(batch):
             return ()
         self.reserve(int(entity.row.max()) + 1)
-        is_call = (batch.kind == Kind.TOOL) & (batch.signature != UNKNOWN)
+        is_tool = batch.kind == Kind.TOOL
+        is_call = is_tool & (batch.signature != UNKNOWN)
         words = np.where(batch.kind == Kind.MESSAGE, batch.signature, batch.result)
         is_words = (((batch.kind == Kind.LLM) & ~batch.failed) | (batch.kind == Kind.MESSAGE)) & (words != UNKNOWN)
         is_llm = batch.kind == Kind.LLM
@@ -246,6 +251,8 @@ class RetryLoop(Detector):
             if entity.new[at].any():
                 self.forget(entity.row[at[entity.new[at]]])
             found += self._update_calls(batch, at[is_call[at]])
+            # What is done in between ends a streak of words.
+            self._words.table["items"][entity.row[at[is_tool[at]]]] = UNKNOWN
             found += self._update_words(batch, at[is_words[at]], words)
             found += self._update_storm(batch, at[is_llm[at]])
         found.sort(key=lambda pair: pair[0])
@@ -255,68 +262,65 @@ class RetryLoop(Detector):
 
     def _update_calls(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         entity, config, table = batch.entities[self.spec.scope], self.config, self._calls.table
-        signature, result, failed = batch.signature, batch.result, batch.failed
-        blind = result == UNKNOWN
-        with np.errstate(over="ignore"):
-            item = signature * _MIX ^ np.where(blind, _BLIND, result) ^ np.where(failed, _FAILED, UNKNOWN)
         # Identical calls fanned out in one round are one decision of the model, not a repetition.
-        rows = entity.row[at]
-        parallel = (
-            (batch.round[at] != UNKNOWN)
-            & (batch.round[at] == table["round"][rows])
-            & (item[at] == table["items"][rows, 0])
-        )
-        at, rows = at[~parallel], rows[~parallel]
+        rows, item = entity.row[at], _items(batch, at)
+        same_round = (batch.round[at] != UNKNOWN) & (batch.round[at] == table["round"][rows])
+        of_round = np.arange(PERIODS) < table["in_round"][rows][:, None]
+        told = same_round & ((table["items"][rows] == item[:, None]) & of_round).any(axis=1)
+        at, rows, item, same_round = at[~told], rows[~told], item[~told], same_round[~told]
         if not len(at):
             return []
+        ts, signature, failed, blind = batch.ts[at], batch.signature[at], batch.failed[at], batch.result[at] == UNKNOWN
+        table["in_round"][rows] = np.where(same_round, np.minimum(table["in_round"][rows] + 1, PERIODS), 1)
         table["round"][rows] = batch.round[at]
-        again = (signature[at] == table["signature"][rows]) & failed[at]
-        failures = np.where(again, table["failures"][rows] + 1, failed[at].astype(np.int32))
-        table["signature"][rows], table["failures"][rows] = signature[at], failures
+
+        known = np.where(signature == table["signature"][rows], table["failures"][rows], 0)
+        failures = np.where(failed, np.maximum(known + ~same_round, 1), 0)
+        table["signature"][rows], table["failures"][rows] = signature, failures
 
         before_tokens, before_cost = entity.tokens[at] - batch.tokens[at], entity.cost[at] - batch.cost[at]
-        laps, calls = self._calls.push(rows, item[at], batch.ts[at], before_tokens, before_cost)
-        self._calls.mark(rows, failures == 1, batch.ts[at], before_tokens, before_cost, "failing_")
-        extra = np.where(blind[at], config.blind_extra, 0)[:, None]
+        matches = self._calls.push(rows, item, ts, before_tokens, before_cost)
+        self._calls.mark(rows, failed & (known == 0), ts, before_tokens, before_cost, "failing_")
+        laps = matches // np.arange(1, PERIODS + 1) + 1
+        extra = np.where(blind, config.blind_extra, 0)[:, None]
         warning = np.array([config.repeat_warning] + [config.laps_warning] * (PERIODS - 1)) + extra
         critical = np.array([config.repeat_critical] + [config.laps_critical] * (PERIODS - 1)) + extra
-        cycle_level = _levels(laps, warning, critical)
-        failing_level = _levels(failures, config.failing_warning, config.failing_critical)
+        cycle_level = levels(laps, warning, critical)
+        cycle_level[self._paced(ts[:, None] - table["since"][rows], matches)] = 0
+        failing_level = levels(failures, config.failing_warning, config.failing_critical)
+        paced = self._paced(ts - table["failing_since"][rows], failures - 1)
+        failing_level[paced] = failures[paced] >= config.failing_warning * config.paced_factor
 
         # The shortest period at the highest level names the loop; "failing" only if it alone fires.
         best = cycle_level.argmax(axis=1)
-        each = np.arange(len(rows))
-        cycle_level[self._paced(batch.ts[at] - table["since"][rows], calls[each, best])] = 0
-        paced = self._paced(batch.ts[at] - table["failing_since"][rows], failures)
-        failing_level[paced] = failures[paced] >= config.failing_warning * config.paced_factor
         level = np.maximum(cycle_level.max(axis=1), failing_level)
         by_failing = failing_level > cycle_level.max(axis=1)
-        speak = pace(table, rows, level, batch.ts[at], repeat_s=config.repeat_s, rearm_s=config.rearm_s)
+        speak = pace(table, rows, level, ts, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         found = []
         for k in np.flatnonzero(speak):
             i, period = int(at[k]), int(best[k]) + 1
+            mark = [table[name][rows[k], best[k]] for name in _MARK]
             if by_failing[k]:
+                mark = [table[f"failing_{name}"][rows[k]] for name in _MARK]
                 rule, count, threshold, unit = "failing_repeat", int(failures[k]), config.failing_warning, "calls"
                 what = f"has called {_tool(batch, i)} {count} times in a row and it failed every time"
             elif period == 1:
-                rule, count, threshold, unit = "same_call", int(calls[k, 0]), int(warning[k, 0]), "calls"
-                outcome = "with no result sent" if blind[i] else f"with the same {'error' if failed[i] else 'result'}"
+                rule, count, threshold, unit = "same_call", int(laps[k, 0]), int(warning[k, 0]), "calls"
+                outcome = "with no result sent" if blind[k] else f"with the same {'error' if failed[k] else 'result'}"
                 what = f"has made the same call of {_tool(batch, i)} {count} times in a row {outcome}"
             else:
                 rule, count, threshold, unit = "cycle", int(laps[k, period - 1]), int(warning[k, period - 1]), "laps"
                 what = f"has gone round the same {period} calls {count} times with the same results"
             n_calls = count * period if rule == "cycle" else count
             evidence = {"calls": n_calls, "period": period if rule == "cycle" else 1, "tool": batch.tool[i]}
-            prefix = "failing_" if by_failing[k] else ""
-            mark = [table[f"{prefix}{name}"][rows[k]] for name in _MARK]
             found.append(
                 (i, self._finding(batch, i, mark, rule, int(level[k]), count, threshold, unit, what, evidence))
             )
         return found
 
-    def _paced(self, seconds: Floats, calls: Ints) -> Bools:
-        """Whether so many calls over so many seconds are polling rather than a loop."""
-        paced: Bools = seconds >= self.config.paced_gap_s * np.maximum(calls - 1, 1)
+    def _paced(self, seconds: Floats, repeats: Ints) -> Bools:
+        """Whether so many repeats within so many seconds are polling rather than a loop."""
+        paced: Bools = seconds >= self.config.paced_gap_s * np.maximum(repeats, 1)
         return paced
 
     # ------------------------------------------------------------------------------------ words
@@ -327,10 +331,9 @@ class RetryLoop(Detector):
         entity, config, table = batch.entities[self.spec.scope], self.config, self._words.table
         rows = entity.row[at]
         before_tokens, before_cost = entity.tokens[at] - batch.tokens[at], entity.cost[at] - batch.cost[at]
-        _, calls = self._words.push(rows, words[at], batch.ts[at], before_tokens, before_cost)
-        count = calls[:, 0]
-        level = _levels(count, config.said_warning, config.said_critical)
-        level[self._paced(batch.ts[at] - table["since"][rows], count)] = 0
+        count = self._words.push(rows, words[at], batch.ts[at], before_tokens, before_cost)[:, 0] + 1
+        level = levels(count, config.said_warning, config.said_critical)
+        level[self._paced(batch.ts[at] - table["since"][rows, 0], count - 1)] = 0
         speak = pace(table, rows, level, batch.ts[at], repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         return [
             (
@@ -338,7 +341,7 @@ class RetryLoop(Detector):
                 self._finding(
                     batch,
                     int(at[k]),
-                    [table[m][rows[k]] for m in _MARK],
+                    [table[name][rows[k], 0] for name in _MARK],
                     "same_words",
                     int(level[k]),
                     int(count[k]),
@@ -363,7 +366,7 @@ class RetryLoop(Detector):
         late = ts < last
         errors = table["errors"][rows] * np.where(late, 1.0, fade) + batch.failed[at] * np.where(late, fade, 1.0)
         table["errors"][rows], table["ts"][rows] = errors, np.maximum(ts, last)
-        level = np.where(batch.failed[at], _levels(errors, config.storm_warning, config.storm_critical), 0)
+        level = np.where(batch.failed[at], levels(errors, config.storm_warning, config.storm_critical), 0)
         speak = pace(table, rows, level, ts, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         found = []
         minutes = config.storm_window_s / 60

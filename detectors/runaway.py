@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -172,7 +173,7 @@ class Runaway(Detector):
         within what the fleet does; tokens are unknown. Unusual hours at a usual rate are invisible.
     Units: effective tokens per 5 minutes; score in nats (0.69 is a factor of two).
     State: per agent 2 sums, 2 learned maxima, the open minute, the open half-hour window, 48 window
-        levels (about 500 bytes); fleet-wide two histograms of 600 bins. It never learns while it fires. After 6 h
+        levels (about 340 bytes); fleet-wide two histograms of 600 bins. It never learns while it fires. After 6 h
         of alarm river's ADWIN over the window levels decides whether the level has moved for good.
     Source: range statistic and cold-start rule as measured on 185 production clients; Bifet and Gavalda
         2007 for ADWIN.
@@ -304,7 +305,15 @@ class Runaway(Detector):
             (
                 int(at[k]),
                 self._finding(
-                    batch, int(at[k]), int(rows[k]), int(level[k]), float(score[k]), bool(cold[k]), floor, cold_limit
+                    batch,
+                    int(at[k]),
+                    int(rows[k]),
+                    int(level[k]),
+                    float(score[k]),
+                    float(threshold[k]),
+                    bool(cold[k]),
+                    floor,
+                    cold_limit,
                 ),
             )
             for k in np.flatnonzero(speak)
@@ -324,13 +333,12 @@ class Runaway(Detector):
         firing = ~np.isnan(table["since"][rows])
         calm = firing & (ts - table["last_over"][rows] >= config.calm_s)
         table["since"][rows[calm]] = np.nan
-        firing &= ~calm
         had = table["fast_peak"][rows] > 0
-
         self._close_windows(rows[had], open_minute[had], minute[had], ts[had])
-        firing &= ~np.isnan(table["since"][rows])  # a moved baseline ends the alarm
+        moved = firing & ~calm & np.isnan(table["since"][rows])
 
-        learn = had & ~firing
+        # The minute that ends an alarm may be the one that raised it: it is learned only as a new level.
+        learn = had & (~firing | moved)
         chosen = rows[learn]
         if len(chosen):
             fast, slow = np.log(table["fast_peak"][chosen]), np.log(table["slow_peak"][chosen])
@@ -386,7 +394,16 @@ class Runaway(Detector):
     # -------------------------------------------------------------------------------- the findings
 
     def _finding(
-        self, batch: EventBatch, i: int, row: int, level: int, score: float, cold: bool, floor: float, cold_limit: float
+        self,
+        batch: EventBatch,
+        i: int,
+        row: int,
+        level: int,
+        score: float,
+        threshold: float,
+        cold: bool,
+        floor: float,
+        cold_limit: float,
     ) -> Finding:
         entity, table, config = batch.entities[self.spec.scope], self._table, self.config
         observed = float(table["fast"][row])
@@ -410,7 +427,7 @@ class Runaway(Detector):
             rule="cold_start" if cold else "range",
             severity=severity_of(level),
             scope=self.spec.scope,
-            score=1 - np.exp(-score),
+            score=1 - math.exp(threshold - score),
             observed=round(observed, 1),
             expected=round(expected, 1),
             unit="effective tokens per 5 min",

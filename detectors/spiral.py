@@ -14,6 +14,7 @@ from detectors.base import (
     DetectorConfig,
     Spec,
     Table,
+    levels,
     pace,
     register,
     setting,
@@ -133,7 +134,7 @@ class Spiral(Detector):
         agents take turns; producers send no root run and no parents (then there is no tree to see).
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, two decayed spawn counts, the depth, the current pair with its message counts,
-        and 16 remembered results and 16 contents; about 400 bytes.
+        and 16 remembered results and 16 contents; about 360 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -244,8 +245,11 @@ class Spiral(Detector):
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
 
-        # The rule that is further gone names the finding.
-        by_echo = echoes * config.hops_warning >= hops * config.echo_warning
+        # The graver rule names the finding, of equals the one that is further gone.
+        hops_level = levels(hops, config.hops_warning, config.hops_critical)
+        echo_level = levels(echoes, config.echo_warning, config.echo_critical)
+        further = echoes * config.hops_warning >= hops * config.echo_warning
+        by_echo = np.where(echo_level == hops_level, further, echo_level > hops_level)
         count = np.where(by_echo, echoes, hops)
         warning = np.where(by_echo, config.echo_warning, config.hops_warning)
         critical = np.where(by_echo, config.echo_critical, config.hops_critical)
@@ -300,7 +304,7 @@ class Spiral(Detector):
     def _speaking(
         self, rule: str, rows: Ints, count: Any, warning: Any, critical: Any, ts: Any
     ) -> list[tuple[int, int]]:
-        level = np.add(count >= warning, count >= critical, dtype=np.uint8)
+        level = levels(count, warning, critical)
         alarms = self._alarms[rule]
         speak = pace(alarms, rows, level, ts, repeat_s=self.config.repeat_s, rearm_s=self.config.rearm_s)
         return [(int(k), int(level[k])) for k in np.flatnonzero(speak)]

@@ -17,7 +17,9 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
+from burnfuse.event import SEQUENCE_HEADER
 from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Tools
@@ -28,7 +30,6 @@ from stream.errors import ConfigError
 from stream.incidents import Change
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
-from stream.replay import SEQUENCE_HEADER
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, position_name
 from stream.wire import incident_json
@@ -231,7 +232,12 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
         async with ingest_lock:
-            news = await progress.look()
+            try:
+                news = await progress.look()
+            except KafkaError as error:
+                # The brokers are asked again at once; until they answer, events wait for their order.
+                log.warning("cannot ask how far the input topic has got: %s", error)
+                return
             if news:
                 await send(ingest_stage.heartbeat(news))
 
@@ -318,7 +324,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     incident_stage = IncidentStage(settings.incidents, topics)
     publish = _publisher(send)
-    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret))
+    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
     acting: set[asyncio.Task[Any]] = set()
     heard: dict[str, float] = {}
 
@@ -366,12 +372,16 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.on_partitions_assigned.connect
     async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
-        progress.reassign({tp.partition for tp in assigned if tp.topic == topics.usage})
-
-    @app.on_partitions_revoked.connect
-    async def revoked(_: Any, revoked: set[Any], **__: Any) -> None:
-        for tp in revoked:
-            detect.pop((tp.topic, tp.partition), None)
+        mine = {(tp.topic, tp.partition) for tp in assigned}
+        progress.reassign({partition for name, partition in mine if name == topics.usage})
+        # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
+        # its state. What was not acknowledged comes again.
+        for place in list(detect):
+            if place in mine:
+                detect[place].forget_waiting()
+            else:
+                del detect[place]
+        log.info("reading %d partitions", len(mine))
 
     @app.task
     async def start_progress() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import faust
@@ -13,8 +14,11 @@ from stream.settings import Settings
 from stream.topics import layout
 
 
-def build(settings: Settings) -> Any:
+def build(settings: Settings, folder: str) -> Any:
     """The application with its agents, for the topics as they are.
+
+    Args:
+        folder: Faust wants one for tables on disk; there are none.
 
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.
@@ -33,6 +37,7 @@ def build(settings: Settings) -> Any:
         broker_commit_interval=1.0,
         producer_linger=0.005,
         producer_max_request_size=1 << 20,
+        datadir=folder,
         web_enabled=settings.worker.health_port is not None,
         web_port=settings.worker.health_port or 6066,
         web_bind=settings.worker.health_host,
@@ -44,7 +49,7 @@ def build(settings: Settings) -> Any:
 
 def run(settings: Settings) -> None:
     """Runs a worker until it gets SIGINT or SIGTERM."""
-    app = build(settings)
-    # mode's own logging would write plain text to standard output.
-    worker = Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
-    worker.execute_from_commandline()
+    with tempfile.TemporaryDirectory(prefix="burnfuse-") as folder:
+        # mode's own logging would write plain text to standard output.
+        worker = Worker(build(settings, folder), loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        worker.execute_from_commandline()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 import detectors
 from detectors.base import Detector, FleetFigures
@@ -19,13 +22,21 @@ from stream.settings import EngineSettings, Settings, detector_config
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 WATCH = (Scope.RUN, Scope.AGENT)
 """Scopes whose entities lie within one agent."""
 GRAPH = (Scope.ROOT,)
 """Scopes whose entities span agents."""
 
 _STEADY = 5
-"""Events in a row that must agree before the stream clock moves: a few wrong timestamps do not."""
+"""The stream clock follows the median of so many event times: two wrong ones, ahead or behind, do not move it."""
+
+_RUNS_KEPT = 1000
+"""Runs remembered per tree; of larger trees the older half is forgotten."""
+
+_AHEAD_S = 60.0
+"""How far ahead of the log an event's time may move the clock, s: no event happens after it was logged."""
 
 
 @dataclass(slots=True)
@@ -82,6 +93,7 @@ class Engine:
         self._trees = _Trees() if Scope.ROOT in scopes else None
         self._seen = _RecentIds(settings.engine.duplicate_ids)
         self._tail = np.full(_STEADY - 1, -np.inf)
+        self._latest = {scope: np.empty(0, np.int64) for scope in self._entities}
         self._clock = float("-inf")
 
     @property
@@ -92,33 +104,35 @@ class Engine:
     def sketch(self) -> dict[str, list[int]]:
         """This partition's part of the fleet's figures; see `stream.calibration`."""
         merged: dict[str, list[int]] = {}
-        for detector in self._detectors.values():
-            merged |= detector.sketch()
+        for name, detector in list(self._detectors.items()):
+            merged |= self._guard(name, detector.sketch) or {}
         return merged
 
     def calibrate(self, figures: FleetFigures) -> None:
         """Gives the detectors new figures of the fleet."""
-        for detector in self._detectors.values():
-            detector.calibrate(figures)
+        for name, detector in list(self._detectors.items()):
+            self._guard(name, partial(detector.calibrate, figures))
 
     def process(self, columns: Columns) -> Result:
         """Takes events in, in order."""
-        clocks = self._advance(columns.numbers["ts"])
+        clocks = self._advance(columns.numbers)
         result = Result(clocks=clocks)
         for low, high in self._between_ticks(clocks):
-            self._process(columns.cut(low, high), low, float(clocks[high - 1]), result)
+            self._process(columns.cut(low, high), low, clocks[low:high], result)
         return result
 
     # ------------------------------------------------------------------------------ the clock
 
-    def _advance(self, ts: Floats) -> Floats:
-        """(n,) the stream clock at each event: the highest time that five events in a row have reached."""
+    def _advance(self, numbers: Mapping[str, NDArray[Any]]) -> Floats:
+        """(n,) the stream clock at each event: the highest median of five event times so far."""
+        ts, logged = numbers["ts"], numbers["log_ms"] / 1e3
         if not len(ts):
             return ts
+        ts = np.where(logged > 0, np.minimum(ts, logged + _AHEAD_S), ts)
         window = np.concatenate([self._tail, ts])
-        steady = np.minimum.reduce([window[i : i + len(ts)] for i in range(_STEADY)])
+        median = np.median([window[i : i + len(ts)] for i in range(_STEADY)], axis=0)
         self._tail = window[len(ts) :]
-        return np.maximum.accumulate(np.maximum(steady, self._clock))
+        return np.maximum.accumulate(np.maximum(median, self._clock))
 
     def _between_ticks(self, clocks: Floats) -> Iterator[tuple[int, int]]:
         """Pieces low, high of events between marks of the stream clock; ticks at each mark passed."""
@@ -138,18 +152,30 @@ class Engine:
 
     def _tick(self) -> None:
         for scope, entities in self._entities.items():
+            # After a long silence the clock moves a few events late; they must not look as old as it was.
+            entities.touch(self._latest[scope], self._clock)
             dead = entities.sweep(self._clock)
-            for detector in self._detectors.values():
+            for name, detector in list(self._detectors.items()):
                 if detector.spec.scope is scope:
-                    detector.forget(dead)
-        if self._trees is not None:
-            self._trees.sweep(self._clock, self._settings.root_ttl_s)
+                    self._guard(name, partial(detector.forget, dead))
+            if scope is Scope.ROOT and self._trees is not None:
+                self._trees.forget(dead)
         if self._on_tick is not None:
             self._on_tick(self)
 
+    def _guard(self, name: str, call: Callable[[], T]) -> T | None:
+        """One broken detector must not blind the others: it is reported and left out."""
+        try:
+            return call()
+        except Exception as error:
+            log.exception("detector %s failed and is switched off until restart", name)
+            self.quarantined[name] = f"{type(error).__name__}: {error}"
+            del self._detectors[name]
+            return None
+
     # ----------------------------------------------------------------------------- the events
 
-    def _process(self, columns: Columns, offset: int, clock: float, result: Result) -> None:
+    def _process(self, columns: Columns, offset: int, clocks: Floats, result: Result) -> None:
         columns, kept = self._accept(columns, result)
         n = len(columns)
         result.accepted += (offset + kept).tolist()
@@ -159,9 +185,10 @@ class Engine:
         views: dict[Scope, Entity] = {}
         for scope, entities in self._entities.items():
             rows = entities.assign(_keys(scope, columns))
-            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clock)
+            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept])
+            self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
-            spawned, depth = self._trees.place(columns, views[Scope.ROOT], clock)
+            spawned, depth = self._trees.place(columns, views[Scope.ROOT])
         else:
             spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
         batch = EventBatch(
@@ -194,13 +221,7 @@ class Engine:
         place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
-            try:
-                found += detector.update(batch)
-            except Exception as error:
-                # One broken detector must not blind the others; it is reported and left out.
-                log.exception("detector %s failed and is switched off until restart", name)
-                self.quarantined[name] = f"{type(error).__name__}: {error}"
-                del self._detectors[name]
+            found += self._guard(name, partial(detector.update, batch)) or ()
         found.sort(key=lambda finding: place[finding.event_id])
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
@@ -247,49 +268,61 @@ class _RecentIds:
         self._young: set[str] = set()
         self._old: set[str] = set()
 
-    def add(self, ids: Sequence[str]) -> Any:
+    def add(self, ids: Sequence[str]) -> NDArray[np.bool_] | None:
         """Remembers ids; (n,) bool, true where an id was not known, or None if none was known."""
+        clean = True
+        parts: list[NDArray[np.bool_]] = []
+        low = 0
+        while low < len(ids):
+            # A generation ends with the very id that fills it, wherever batches are cut.
+            part = ids[low : low + self._size - len(self._young)]
+            first = self._add(part)
+            clean &= first is None
+            parts.append(np.ones(len(part), bool) if first is None else first)
+            low += len(part)
+            if len(self._young) >= self._size:
+                self._old, self._young = self._young, set()
+        return None if clean else np.concatenate(parts)
+
+    def _add(self, ids: Sequence[str]) -> NDArray[np.bool_] | None:
         fresh = set(ids)
-        clean = len(fresh) == len(ids) and fresh.isdisjoint(self._young) and fresh.isdisjoint(self._old)
         first = None
-        if not clean:
+        if len(fresh) < len(ids) or not (fresh.isdisjoint(self._young) and fresh.isdisjoint(self._old)):
             first = np.zeros(len(ids), bool)
             here: set[str] = set()
             for i, event_id in enumerate(ids):
                 first[i] = not (event_id in here or event_id in self._young or event_id in self._old)
                 here.add(event_id)
+        # Of the old generation nothing is taken over: what is known twice would fill the new one.
         self._young |= fresh
-        if len(self._young) >= self._size:
-            self._old, self._young = self._young, set()
         return first
 
 
 class _Trees:
-    """Which runs a tree has, and how deep they lie below its root."""
+    """Which runs a tree has, and how deep they lie below its root; one tree per row of Scope.ROOT."""
 
     def __init__(self) -> None:
-        self._depths: dict[str, dict[str, int]] = {}
-        self._touched: dict[str, float] = {}
+        self._depths: dict[int, dict[str, int]] = {}
 
-    def place(self, columns: Columns, roots: Entity, clock: float) -> tuple[Any, Ints]:
+    def place(self, columns: Columns, roots: Entity) -> tuple[NDArray[np.bool_], Ints]:
         """(n,) whether each event brings a run into its tree, and (n,) the depth of that run, or of its own."""
         n = len(columns)
         spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
         texts, spawn = columns.texts, columns.numbers["kind"] == Kind.SPAWN
-        rows = zip(
+        events = zip(
+            roots.row.tolist(),
+            roots.new.tolist(),
             texts["root_run_id"],
             texts["run_id"],
             texts["parent_run_id"],
             texts["to_run_id"],
             spawn.tolist(),
-            roots.new.tolist(),
-            columns.numbers["ts"].tolist(),
             strict=True,
         )
-        for i, (root, run, parent, child, spawns, new, ts) in enumerate(rows):
+        for i, (row, new, root, run, parent, child, spawns) in enumerate(events):
             if new:
-                self._depths[root] = {root: 0}
-            tree = self._depths[root]
+                self._depths[row] = {root: 0}
+            tree = self._depths[row]
             own = tree.get(run)
             if own is None:
                 # A run of unknown origin is no evidence of spawning: services put all their sessions
@@ -300,10 +333,11 @@ class _Trees:
             if spawns and child and child not in tree:
                 tree[child] = own + 1
                 spawned[i], depth[i] = True, own + 1
-            self._touched[root] = max(clock, ts)
+            if len(tree) > _RUNS_KEPT:
+                self._depths[row] = {root: 0} | dict(islice(tree.items(), len(tree) // 2, None))
         return spawned, depth
 
-    def sweep(self, clock: float, ttl_s: float) -> None:
-        """Forgets trees silent for twice their time to live."""
-        for root in [root for root, touched in self._touched.items() if clock - touched > 2 * ttl_s]:
-            del self._touched[root], self._depths[root]
+    def forget(self, rows: Ints) -> None:
+        """The trees of these rows are gone."""
+        for row in rows.tolist():
+            self._depths.pop(row, None)

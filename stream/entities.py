@@ -63,12 +63,12 @@ class Entities:
         """(n,) the newest event time each event's entity had seen before that event, s."""
         return _running_max(rows, ts, self._table["last_ts"][rows])
 
-    def view(self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clock: float) -> Entity:
+    def view(self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clocks: Floats) -> Entity:
         """The columns detectors see; remembers the events.
 
         Args:
             rows, ts, tokens, cost: (n,) of the events, in order.
-            clock: Stream clock at the last of them, s.
+            clocks: (n,) stream clock at each of them, s.
         """
         table = self._table
         before = self.newest(rows, ts)
@@ -79,9 +79,12 @@ class Entities:
         table["last_ts"][rows] = np.maximum(before, ts)
         table["tokens"][rows] = total_tokens
         table["cost"][rows] = total_cost
-        # After a long silence the clock lags behind the first events, and must not make them look old.
-        table["touched"][rows] = np.maximum(clock, table["last_ts"][rows])
+        table["touched"][rows] = clocks
         return Entity(rows, new, total_tokens, total_cost)
+
+    def touch(self, rows: Ints, clock: float) -> None:
+        """These entities are alive at `clock`, s."""
+        self._table["touched"][rows] = clock
 
     def sweep(self, clock: float) -> Ints:
         """Takes back the rows of entities that have been silent for twice their time to live.
@@ -90,7 +93,9 @@ class Entities:
         """
         used = np.fromiter(self._key_of, np.int64, len(self._key_of))
         touched = self._table["touched"][used]
-        # Before the clock stands nobody's silence can be measured.
+        # Whoever came before the clock stood counts as seen now.
+        unknown = used[np.isneginf(touched)]
+        self._table["touched"][unknown] = clock
         dead: Ints = used[np.isfinite(touched) & (clock - touched > 2 * self._ttl_s)]
         for row in dead.tolist():
             del self._row_of[self._key_of.pop(row)]

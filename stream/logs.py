@@ -31,5 +31,7 @@ def set_up(verbose: bool) -> None:
     logging.getLogger("stream").setLevel(logging.INFO if verbose else logging.WARNING)
     # kafka-python logs every refused connection as an error; what fails for good it raises.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    for library in ("aiokafka", "faust", "mode"):
+    # aiokafka logs as errors what it tries again, such as a coordinator that is being elected.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR if verbose else logging.CRITICAL)
+    for library in ("faust", "mode"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -13,6 +13,7 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from burnfuse.event import SEQUENCE_HEADER
 from stream.clock import Clock
 from stream.errors import BrokerError
 from stream.ingest.decode import Invalid, event_time
@@ -22,9 +23,6 @@ from stream.report import Rejections
 from stream.topics import CLIENT
 
 KEYS = ("agent_id", "root_run_id", "none")
-SEQUENCE_HEADER = "bf-seq"
-"""Number of the record in its stream: order among records of the same millisecond."""
-
 _MAX_RECORD_BYTES = 1 << 24
 _SLEEP_S = 0.05
 

@@ -12,7 +12,7 @@ from detectors.types import Finding
 from stream.incidents import Change
 from stream.ingest.reject import Reason, Reject
 from stream.pipeline import Totals
-from stream.text import clean, moment
+from stream.text import clean, moment, plural
 from stream.wire import finding_json, incident_json
 
 _REJECTS_SHOWN = 10
@@ -142,7 +142,8 @@ def summary_line(totals: Totals, wall_s: float) -> str:
     """One line about the whole stream."""
     rejected = ", ".join(f"{count} {reason}" for reason, count in totals.rejected.items()) or "none"
     return (
-        f"{totals.events:,} events in {wall_s:.1f} s, {totals.findings} findings, {totals.incidents} incidents, "
+        f"{totals.events:,} events in {wall_s:.1f} s, {plural(totals.findings, 'finding')}, "
+        f"{plural(totals.incidents, 'incident')}, "
         f"${totals.cost_usd:,.2f}, {totals.effective_tokens:,.0f} effective tokens; "
         f"rejected: {rejected}; duplicates: {totals.duplicates}"
     )

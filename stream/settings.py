@@ -318,10 +318,14 @@ def parse(text: str, name: str = "configuration") -> Settings:
 
 
 class _StrictLoader(yaml.SafeLoader):
+    """Refuses repeated keys; takes `null` as a key for a name, for a detector is called so."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             problem = None
+            if key_node.value == "null":
+                key_node.tag = "tag:yaml.org,2002:str"
             if not isinstance(key_node, yaml.ScalarNode):
                 problem = "a key must be a name"
             elif key_node.tag == "tag:yaml.org,2002:merge":

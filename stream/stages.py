@@ -158,6 +158,7 @@ class DetectStage:
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
+        self._clock = clock
         self._sequencer: Sequencer[Any] = Sequencer(clock, _SILENT_S)
         self._told_clock = float("-inf")
 
@@ -165,6 +166,10 @@ class DetectStage:
     def waiting(self) -> int:
         """Events that wait for their turn."""
         return len(self._sequencer)
+
+    def forget_waiting(self) -> None:
+        """What waits was not acknowledged, and will be delivered again."""
+        self._sequencer = Sequencer(self._clock, _SILENT_S)
 
     def add(self, value: bytes, token: Any) -> Message | None:
         """Takes a packed record in; a record nobody can read becomes a dead letter."""

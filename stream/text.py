@@ -23,3 +23,12 @@ def clean(text: str) -> str:
     'a�[31mb'
     """
     return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "finding"), plural(2, "finding")
+    ('1 finding', '2 findings')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

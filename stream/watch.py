@@ -65,23 +65,36 @@ class Watcher:
         tools = Tools(publish=_publish_nowhere, clock=clock, secret=secret)
         self._runner = Runner(settings, tools) if act else None
 
-    def run(self, records: Iterable[Record | Reject | None], done: Callable[[], float]) -> Outcome:
-        """Takes all records; None in between means that nothing came for a while."""
+    def run(
+        self, records: Iterable[Record | Reject | None], done: Callable[[], float], endless: bool = False
+    ) -> Outcome:
+        """Takes all records; None in between means that nothing came for a while.
+
+        Args:
+            endless: The records do not end by themselves: Ctrl-C is their end.
+        """
         started = self._clock.monotonic()
         with self._loop:
-            for batch in _batches(records):
-                if batch:
-                    good = [r for r in batch if isinstance(r, Record)]
-                    step = self.pipeline.process(good)
-                    step.rejects += self._file_rejects(r for r in batch if isinstance(r, Reject))
-                else:
-                    step = self.pipeline.idle(PAUSE_S)
-                self._tell(step)
-                self._reporter.progress(done(), self.pipeline.clock, self.pipeline.totals)
+            try:
+                self._take(records, done)
+            except KeyboardInterrupt:
+                if not endless:
+                    raise
             if self._runner is not None:
                 self._loop.run(self._runner.close())
         self._reporter.finish(self.pipeline.totals, self._clock.monotonic() - started)
         return Outcome(self._unreadable, frozenset(self._severities))
+
+    def _take(self, records: Iterable[Record | Reject | None], done: Callable[[], float]) -> None:
+        for batch in _batches(records):
+            if batch:
+                good = [r for r in batch if isinstance(r, Record)]
+                step = self.pipeline.process(good)
+                step.rejects += self._file_rejects(r for r in batch if isinstance(r, Reject))
+            else:
+                step = self.pipeline.idle(PAUSE_S)
+            self._tell(step)
+            self._reporter.progress(done(), self.pipeline.clock, self.pipeline.totals)
 
     def _file_rejects(self, rejects: Iterable[Reject]) -> list[Reject]:
         taken = list(rejects)
@@ -132,7 +145,7 @@ def watch(
         figures=calibration.load(file) if file else None,
         act=act,
     )
-    outcome = watcher.run(_records(sources, settings, follow, clock), done)
+    outcome = watcher.run(_records(sources, settings, follow, clock), done, endless=follow)
     if save_calibration is not None:
         calibration.save(save_calibration, watcher.pipeline.figures())
     if outcome.unreadable and not watcher.pipeline.totals.events:

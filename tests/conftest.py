@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 from kafka_broker import BrokerMissingError, running
+
+# A slow machine is no failure.
+settings.register_profile("burnfuse", deadline=None)
+settings.load_profile("burnfuse")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,6 +66,8 @@ class Tools:
     clock: Clock
     secret: Callable[[str], str | None]
     """Name of a secret -> its value, if it is set."""
+    proposals_topic: str = "bf.kill.proposals"
+    """Where kill proposals go."""
 
 
 class Action(Protocol):

@@ -8,8 +8,9 @@ import uuid
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from detectors import registered
 from stream.actions.base import ActionConfig, Outcome, Sent, Skipped, Tools, register
 from stream.incidents import Incident
 
@@ -24,7 +25,15 @@ class KillConfig(ActionConfig):
         default="dry_run", description="dry_run: proposals are marked as shadow, nothing will be stopped."
     )
     detectors: list[str] = Field(default=["runaway"], description="Detectors whose critical incidents count.")
-    topic: str = Field(default="bf.kill.proposals", description="Topic of the proposals.")
+
+    @field_validator("detectors")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        if unknown := [name for name in names if name not in registered()]:
+            raise ValueError(f"no such detector: {', '.join(unknown)}; known: {', '.join(registered())}")
+        return names
+
+    topic: str | None = Field(default=None, description="Topic of the proposals; none: PREFIX.kill.proposals.")
     environment: str = Field(default="prod", description="Name of the deployment; agents ignore others'.")
 
 
@@ -53,7 +62,7 @@ class Kill:
         if not any(rule.split(".")[0] in self._config.detectors for rule in incident.rules):
             return Skipped("none of its detectors is in actions.kill.detectors")
         key, envelope = proposal(incident, self._config, self._tools.clock.now())
-        await self._tools.publish(self._config.topic, key.encode(), envelope)
+        await self._tools.publish(self._config.topic or self._tools.proposals_topic, key.encode(), envelope)
         self._proposed.add(incident.id)
         return Sent(key)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
+from burnfuse.event import SEQUENCE_HEADER
 from stream.agents import _sequence
 from stream.clock import ManualClock
-from stream.replay import SEQUENCE_HEADER, run
+from stream.replay import run
 
 
 def replay(*args: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,9 @@ def test_a_large_batch_of_one_agent_is_split_below_what_a_broker_takes() -> None
 
 
 def test_a_bad_record_becomes_a_dead_letter_with_reason_and_place_and_no_content() -> None:
-    messages = ingest_stage().process([record(1), Record(b'{"agent_id": "planted-secret"', 1, 7, 1_800_000_000_000), record(2)])
+    messages = ingest_stage().process(
+        [record(1), Record(b'{"agent_id": "planted-secret"', 1, 7, 1_800_000_000_000), record(2)]
+    )
     letters = [json.loads(m.value) for m in messages if m.topic == TOPICS.dead]
     assert [(x["reason"], x["source"], x["bytes"], x["fate"]) for x in letters] == [
         ("truncated", "usage/1/7", 29, "rejected")

@@ -55,7 +55,9 @@ class _Auto:
         return True
 
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
-        chosen = next((f for f in _formats.values() if f.recognizes(record)), _formats["native"])
+        # Every JSON object could be a native event, so the others are asked first.
+        others = (f for f in _formats.values() if f.name != "native")
+        chosen = next((f for f in others if f.recognizes(record)), _formats["native"])
         return chosen.events(record)
 
 

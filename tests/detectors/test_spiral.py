@@ -1,0 +1,289 @@
+"""Tasks that start too many agents, too deep, or whose agents only talk: when it fires, when it is quiet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+from batches import START, Event, batch_of, call, every, find, message, said, spawn, used, verdicts
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from detectors.spiral import RECENT, Spiral, SpiralConfig
+
+
+def conversation(n: int, words: int = 10**6, between: tuple[str, str] = ("ann", "bob")) -> list[Event]:
+    """Two agents in turn; the words repeat after so many messages."""
+    return [message(*between[:: 1 - 2 * (i % 2)], f"{between} {i % words}") for i in range(n)]
+
+
+def descent(depth: int) -> list[Event]:
+    return [spawn(level) for level in range(1, depth + 1)]
+
+
+# --------------------------------------------------------------------------------------- it fires
+
+
+@pytest.mark.parametrize(
+    ("rule", "events", "warning", "critical"),
+    [
+        pytest.param("fan_out", [spawn()] * 100, 60, 100, id="runs started at once"),
+        pytest.param("nested", [spawn(2)] * 16, 8, 16, id="runs started by started runs"),
+        pytest.param("depth", descent(8), 5, 8, id="levels"),
+        pytest.param("ping_pong", conversation(40), 20, 40, id="messages to and fro"),
+        pytest.param("ping_pong", conversation(14, words=2), 2 + 6, 2 + 12, id="messages that repeat what was said"),
+        pytest.param("ping_pong", conversation(14 + 6, words=8), 8 + 6, 8 + 12, id="words that come back"),
+    ],
+)
+def test_it_fires_at_the_threshold(rule: str, events: list[Event], warning: int, critical: int) -> None:
+    found = find(Spiral, every(0, events))
+    assert verdicts(found) == [(rule, "warning", warning - 1), (rule, "critical", critical - 1)]
+    assert found[0].score == 0
+
+
+def test_thresholds_are_settings() -> None:
+    found = find(Spiral, every(0, conversation(4)), hops_warning=2, hops_critical=3)
+    assert verdicts(found) == [("ping_pong", "warning", 1), ("ping_pong", "critical", 2)]
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict"),
+    [
+        ({"echo_critical": 1000}, ("ping_pong", "critical", 39)),
+        ({"hops_critical": 1000}, ("ping_pong", "critical", 13)),
+    ],
+)
+def test_the_graver_of_the_two_message_rules_counts(config: dict[str, int], verdict: tuple[str, str, int]) -> None:
+    found = find(Spiral, every(0, conversation(40, words=2)), **config)
+    assert verdicts(found) == [("ping_pong", "warning", 7), verdict]
+
+
+def test_rules_have_alarms_of_their_own() -> None:
+    events = [*descent(5), *[spawn()] * 60, *conversation(20)]
+    assert {finding.rule for finding in find(Spiral, every(0, events))} == {"depth", "fan_out", "ping_pong"}
+
+
+def test_several_rules_may_fire_at_one_event() -> None:
+    found = find(Spiral, every(0, [spawn(5)] * 8))
+    assert [f for f in verdicts(found) if f[2] == 7] == [("nested", "warning", 7)]
+    assert verdicts(found)[0] == ("depth", "warning", 0)
+    found = find(Spiral, every(0, [spawn(2)] * 59 + [spawn(8)]), nested_warning=60.0, nested_critical=60.0)
+    assert {f[0] for f in verdicts(found)} == {"nested", "depth"} | {"fan_out"}
+    assert {f[2] for f in verdicts(found)} == {59}
+
+
+def test_messages_in_one_direction_count_once() -> None:
+    pairs = [replace(event, signature=f"{event.signature} {i}") for event in conversation(20) for i in range(3)]
+    assert verdicts(find(Spiral, every(1, pairs))) == [("ping_pong", "warning", 19 * 3)]
+
+
+def test_an_old_result_is_no_progress() -> None:
+    talk = conversation(20)
+    events = [call("x", "known"), *talk[:10], call("x", "known"), *talk[10:]]
+    assert verdicts(find(Spiral, every(1, events))) == [("ping_pong", "warning", 21)]
+
+
+def test_a_result_nobody_has_seen_is_no_progress() -> None:
+    talk = conversation(20)
+    events = [*talk[:10], call("x", ""), *talk[10:]]
+    assert verdicts(find(Spiral, every(1, events))) == [("ping_pong", "warning", 20)]
+
+
+def test_messages_to_nobody_do_not_hide_a_conversation() -> None:
+    events = [event for turn in conversation(20) for event in (turn, message("ann", "", "?"))]
+    assert verdicts(find(Spiral, every(1, events))) == [("ping_pong", "warning", 38)]
+
+
+def test_a_tree_is_watched_whatever_other_trees_do() -> None:
+    events = [replace(event, root=f"task {i}") for event in descent(5) for i in range(4)]
+    assert verdicts(find(Spiral, every(1, events))) == [("depth", "warning", 16 + i) for i in range(4)]
+
+
+# ------------------------------------------------------------------------------------ it is quiet
+
+
+def map_reduce(workers: int) -> Iterable[Event]:
+    for i in range(workers):
+        yield spawn(run=f"worker {i}", agent="worker")
+        yield message("planner", "worker", f"part {i}")
+    for i in range(workers):
+        yield call(f"part {i}", f"found {i}", agent="worker", run=f"worker {i}")
+        yield message("worker", "planner", f"result {i}")
+
+
+def handoffs(n: int) -> Iterable[Event]:
+    for i, event in enumerate(conversation(n)):
+        yield event
+        if i % 10 == 9:
+            yield call("tests", f"{i} passed", agent="bob")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(every(0, map_reduce(50)), id="a planner and 50 workers"),
+        pytest.param(every(3, [spawn()] * 1000), id="a worker every 3 seconds"),
+        pytest.param(every(15, [spawn(2)] * 200), id="a nested run now and then"),
+        pytest.param(every(1, [spawn(level) for level in (1, 2, 3, 4)]), id="four levels"),
+        pytest.param(every(1, conversation(19)), id="a conversation"),
+        pytest.param(every(1, conversation(7, words=2)), id="a few acknowledgements"),
+        pytest.param(every(1, handoffs(200)), id="handoffs with new results"),
+        pytest.param(every(1, [message("ann", "bob", f"{i}") for i in range(100)]), id="one agent talks"),
+        pytest.param(
+            every(1, [message("abc"[i % 3], "bca"[i % 3], "next") for i in range(300)]), id="three agents take turns"
+        ),
+        pytest.param(every(1, [message("ann", "", "?") for _ in range(100)]), id="nobody knows to whom"),
+        pytest.param(
+            every(1, [replace(event, root=f"task {i}") for i, event in enumerate(conversation(200))]), id="200 tasks"
+        ),
+        pytest.param(every(1, [used(1000, depth=9), said("x", depth=9)] * 50), id="runs of unknown origin"),
+    ],
+)
+def test_it_is_quiet(events: list[Event]) -> None:
+    assert find(Spiral, events) == []
+
+
+def test_a_new_result_starts_the_count_afresh() -> None:
+    for n in (19, 20):
+        events = [*conversation(19), call("x", "new"), *conversation(n + 1)[1:]]
+        assert bool(find(Spiral, every(1, events))) == (n == 20)
+
+
+def test_another_pair_starts_the_count_afresh() -> None:
+    events = [*conversation(19), *conversation(19, between=("ann", "eve")), *conversation(19)]
+    assert find(Spiral, every(1, events)) == []
+
+
+# -------------------------------------------------------------------------------- how often it speaks
+
+
+def test_a_lasting_spiral_is_reported_every_minute() -> None:
+    found = find(Spiral, every(10, conversation(60)))
+    assert [finding.ts - START for finding in found] == [190, 250, 310, 370, 390, 450, 510, 570]
+    assert [finding.severity for finding in found] == ["warning"] * 4 + ["critical"] * 4
+
+
+def test_a_deep_tree_is_not_reported_again_for_shallow_runs() -> None:
+    events = every(1, descent(5)) + every(100, [spawn()] * 5, start=100)
+    assert verdicts(find(Spiral, events)) == [("depth", "warning", 4)]
+
+
+def test_a_spiral_after_a_long_pause_is_new() -> None:
+    events = every(1, [spawn()] * 110) + every(0, [spawn()] * 60, start=1000)
+    severities = [finding.severity for finding in find(Spiral, events) if finding.rule == "fan_out"]
+    assert severities == ["warning"]
+    events = every(0, [spawn()] * 100) + every(0, [spawn()] * 60, start=1000)
+    assert [finding.severity for finding in find(Spiral, events)] == ["warning", "critical", "warning"]
+
+
+# ----------------------------------------------------------------------------------- what it says
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([spawn()] * 60, "task task has started about 60 runs within 60 s"),
+        ([spawn(2)] * 8, "task task has runs that start runs: about 8 more within 60 s"),
+        ([spawn(5)], "task task is 5 levels deep"),
+        (conversation(20), "task task has bob and ann exchange 20 messages without a new tool result"),
+        (
+            conversation(8, words=2),
+            "task task has bob and ann exchange 6 messages that repeat what was said without a new tool result",
+        ),
+    ],
+)
+def test_the_reason_says_what_the_task_does(events: list[Event], reason: str) -> None:
+    (finding,) = find(Spiral, every(0, events))
+    assert finding.reason == reason
+
+
+def test_evidence_tells_the_size_of_the_tree_and_what_it_spent() -> None:
+    events = [used(5_000_000), *descent(5)]
+    (finding,) = find(Spiral, every(2, events))
+    assert finding.evidence == {"since": START, "runs": 5, "depth": 5, "effective_tokens": 5e6, "cost_usd": 15.0}
+    assert finding.reason == "task task is 5 levels deep (5,000,000 effective tokens, $15.00 so far)"
+
+
+def test_evidence_names_the_two_agents() -> None:
+    (finding,) = find(Spiral, every(1, conversation(20)))
+    assert finding.evidence["agents"] == ["ann", "bob"]
+
+
+# ------------------------------------------------------------------------- against a naive reference
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 900), st.integers(1, 3)), min_size=1, max_size=60))
+def test_spawns_fade_as_the_definition_says(steps: list[tuple[float, float, int]]) -> None:
+    at, events = START, []
+    for gap, delay, depth in steps:
+        at += gap
+        events.append(spawn(depth, ts=at - delay))
+    detector = Spiral(SpiralConfig())
+    detector.update(batch_of(events))
+    tree, now = detector.tables["trees"], max(event.ts for event in events)
+    faded = [(event.depth, math.exp(-(now - event.ts) / 60)) for event in events]
+    expected = [math.fsum(f for _, f in faded), math.fsum(f for depth, f in faded if depth >= 2)]
+    assert [float(tree["spawns"][0]), float(tree["nested"][0])] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert tree["runs"][0] == len(events)
+    assert tree["depth"][0] == max(event.depth for event in events)
+
+
+Talk = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("abc"), st.sampled_from("abc"), st.sampled_from(["", *"123456"])),
+        st.sampled_from(["", *"789"]),
+    ),
+    max_size=80,
+)
+
+
+@given(Talk)
+def test_messages_are_counted_as_by_looking_back(talk: list[tuple[str, str, str] | str]) -> None:
+    events = [call("x", item) if isinstance(item, str) else message(*item) for item in talk]
+    detector = Spiral(SpiralConfig())
+    detector.update(batch_of(events))
+
+    hops = echoes = 0
+    pair: tuple[str, str] | None = None
+    said: list[str] = []
+    results: list[str] = []
+    for item in talk:
+        if isinstance(item, str):
+            if item and item not in results:
+                hops = echoes = 0
+                results.append(item)
+            continue
+        sender, receiver, text = item
+        known = text in said[-RECENT:]
+        if pair is None or {*pair} != {sender, receiver}:
+            hops, echoes = 1, 0
+        elif pair == (receiver, sender):
+            hops += 1
+            echoes += known
+        pair = (sender, receiver)
+        if text:
+            said = [other for other in said if other != text] + [text]
+    tree = detector.tables["trees"]
+    if events:
+        assert (int(tree["hops"][0]), int(tree["echoes"][0])) == (hops, echoes)
+
+
+@given(st.lists(st.integers(1, RECENT + 4), max_size=80))
+@example([*range(1, RECENT + 1), *[RECENT] * 9, 1])
+def test_the_latest_16_results_are_remembered(results: list[int]) -> None:
+    # Each result is told by a message count of its own: it falls to zero where the result is new.
+    turns = conversation(2)
+    events = [*turns, *(event for result in results for event in (call("x", f"{result}"), *turns))]
+    hops, known, expected = 2, [], []
+    for result in results:
+        hops = (hops if result in known else 0) + 2
+        known = ([result] + [other for other in known if other != result])[:RECENT]
+        expected.append(hops)
+    detector = Spiral(SpiralConfig())
+    seen = []
+    for part in batch_of(events).cut(range(2, len(events), 3)):
+        detector.update(part)
+        seen.append(int(detector.tables["trees"]["hops"][0]))
+    assert seen[1:] == expected

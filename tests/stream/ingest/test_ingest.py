@@ -1,0 +1,145 @@
+"""The ingest stage: what a record's events look like as columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streams import START
+
+from burnfuse.event import UsageEvent
+from detectors.types import Kind
+from stream.clock import ManualClock
+from stream.columns import NUMBERS, TEXTS
+from stream.ingest.ingest import Ingest, Record
+from stream.ingest.reject import Reject
+from stream.pipeline import make_ingest
+from stream.settings import parse
+
+NOW = ManualClock(START)
+LOGGED = int(START) * 1000 + 7
+
+
+def ingest(config: str = "", key: str | None = None) -> Ingest:
+    return make_ingest(parse(config), lambda source, position: f"place {source}/{position}", NOW, key)
+
+
+PLAIN = ingest()
+
+
+def row(config: str = "", key: str | None = None, **fields: Any) -> dict[str, Any]:
+    """The columns of one event."""
+    value = json.dumps({"agent_id": "a", "ts": START} | fields).encode()
+    columns, rejects = ingest(config, key).columns([Record(value, 3, 5, log_ms=LOGGED, sequence=9)])
+    assert not rejects
+    assert len(columns) == 1
+    assert {name: array.dtype for name, array in columns.numbers.items()} == NUMBERS
+    return {n: c[0] for n, c in columns.texts.items()} | {n: c[0].item() for n, c in columns.numbers.items()}
+
+
+def test_absent_is_unknown() -> None:
+    assert row() == {
+        **dict.fromkeys(TEXTS, ""),
+        **dict.fromkeys(NUMBERS, 0),
+        "event_id": "place 3/5",
+        "agent_id": "a",
+        "run_id": "a",
+        "root_run_id": "a",
+        "ts": START,
+        "sender": row()["sender"],
+        "source": 3,
+        "position": 5,
+        "log_ms": LOGGED,
+        "sequence": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"run_id": "r"}, {"run_id": "r", "root_run_id": "r", "in_tree": False}),
+        ({"run_id": "r", "root_run_id": "t"}, {"run_id": "r", "root_run_id": "t", "in_tree": True}),
+        ({"run_id": "r", "parent_run_id": "p"}, {"parent_run_id": "p", "root_run_id": "r", "in_tree": True}),
+        ({"root_run_id": "t", "parent_agent_id": "b"}, {"parent_run_id": "t"}),
+        ({"run_id": "", "root_run_id": "", "event_id": ""}, {"run_id": "a", "event_id": "place 3/5"}),
+        ({"event_id": "e"}, {"event_id": "e"}),
+        ({"kind": "message", "to_agent_id": "b"}, {"kind": int(Kind.MESSAGE), "to_agent_id": "b", "in_tree": True}),
+        ({"kind": "spawn", "to_run_id": "c"}, {"kind": int(Kind.SPAWN), "to_run_id": "c", "in_tree": True}),
+        ({"kind": "compaction"}, {"kind": int(Kind.COMPACTION), "in_tree": False}),
+        ({"status": "error", "http_status": 429}, {"failed": True, "http_status": 429}),
+        ({"kind": "tool", "tool": "t"}, {"tool": "t", "signature": 0, "result": 0}),
+        ({"input_tokens": 10, "output_tokens": 2}, {"tokens": 18_000}),
+        ({"input_tokens": 10, "cached_input_tokens": 10}, {"tokens": 1_000}),
+        ({"input_tokens": 10, "cache_write_tokens": 4}, {"tokens": 10_000}),
+        ({"output_tokens": 2, "reasoning_tokens": 2}, {"tokens": 8_000}),
+        ({"cost_usd": 1.5}, {"cost": 1_500_000_000}),
+        ({"cost_usd": 10**12, "input_tokens": 10**12}, {"cost": 10**14, "tokens": 10**14}),
+    ],
+)
+def test_what_becomes_of_an_event(fields: dict[str, Any], columns: dict[str, Any]) -> None:
+    found = row(**fields)
+    assert {name: found[name] for name in columns} == columns
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "column", "equal"),
+    [
+        ({"tool": "t", "args": {"a": 1, "b": 2}}, {"tool": "t", "args": '{"b":2,"a":1}'}, "signature", True),
+        ({"tool": "t", "args": [1]}, {"tool": "u", "args": [1]}, "signature", False),
+        ({"tool": "t", "args": [1]}, {"tool": "t", "args": [2]}, "signature", False),
+        ({"tool": "t", "args_hash": "h"}, {"tool": "t", "args_hash": "h"}, "signature", True),
+        ({"tool": "t", "args_hash": "h"}, {"tool": "t", "args_hash": "i"}, "signature", False),
+        ({"result": "x"}, {"result": " x\n"}, "result", True),
+        ({"result": "x"}, {"result_hash": "x"}, "result", False),
+        ({"round_id": "r"}, {"round_id": "r"}, "round", True),
+        ({"round_id": "r"}, {"round_id": "s"}, "round", False),
+    ],
+)
+def test_what_counts_as_the_same(one: dict[str, Any], other: dict[str, Any], column: str, equal: bool) -> None:
+    first, second = row(kind="tool", **one)[column], row(kind="tool", **other)[column]
+    assert first
+    assert (first == second) is equal
+
+
+def test_a_deployments_key_changes_the_hashes_of_contents() -> None:
+    call = {"kind": "tool", "tool": "t", "args": 1, "result": 2}
+    with_key, without = row(key="secret", **call), row(**call)
+    assert with_key["signature"] != without["signature"]
+    assert with_key["result"] != without["result"]
+
+
+@pytest.mark.parametrize("weight", [0, 1_000_000])
+def test_extreme_weights_and_prices_do_not_overflow(weight: int) -> None:
+    weights = ", ".join(f"{name}: {weight}" for name in ("input", "cached_input", "cache_write", "output"))
+    config = f"effective_tokens: {{{weights}}}\nprices: {{m: {{input: {weight}, output: {weight}}}}}"
+    found = row(config, model="m", input_tokens=10**12, output_tokens=10**12)
+    assert found["tokens"] == found["cost"] == (10**14 if weight else 0)
+
+
+def test_times_further_ahead_than_allowed_are_measured_from_when_the_record_was_logged() -> None:
+    value = json.dumps({"agent_id": "a", "ts": START + 100}).encode()
+    stage = ingest("input: {future_s: 60.0}")
+    for log_ms, fate in ((0, Reject), (int(START + 50) * 1000, UsageEvent)):
+        (found,) = stage.events(Record(value, 0, 0, log_ms))
+        assert isinstance(found, fate)
+
+
+def test_a_records_events_keep_their_order_and_get_ids_of_their_own() -> None:
+    items = [{"agent_id": f"a{i}", "ts": START} for i in range(3)]
+    columns, rejects = ingest().columns([Record(json.dumps([items[0], {}, *items[1:]]).encode(), 1, 2)])
+    assert columns.texts["agent_id"] == ["a0", "a1", "a2"]
+    assert columns.texts["event_id"] == ["place 1/2[0]", "place 1/2[2]", "place 1/2[3]"]
+    assert [reject.source for reject in rejects] == ["place 1/2[1]"]
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=20))
+def test_columns_are_as_long_as_there_are_good_events(times: list[float]) -> None:
+    records = [Record(json.dumps({"agent_id": "a", "ts": ts}).encode(), 0, i) for i, ts in enumerate(times)]
+    columns, rejects = PLAIN.columns([Record(b"junk", 0, 0), *records])
+    assert len(rejects) == 1
+    assert {len(column) for column in columns.texts.values()} == {len(times)}
+    assert {len(column) for column in columns.numbers.values()} == {len(times)}
+    assert columns.numbers["ts"].tolist() == [round(ts, 6) for ts in times]

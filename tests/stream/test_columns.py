@@ -1,0 +1,154 @@
+"""Columns, and the packed records that carry them between the stages."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import encode, good
+
+from stream.clock import ManualClock
+from stream.columns import NUMBERS, TEXTS, Columns, Packed
+from stream.errors import PackedRecordError
+from stream.ingest.ingest import Record
+from stream.pipeline import make_ingest
+from stream.settings import default_settings
+
+
+def numbers(n: int, seed: int) -> dict[str, Any]:
+    """n values per column, any that its type can hold."""
+    rng = np.random.default_rng(seed)
+    raw = {name: rng.integers(0, 256, n * dtype.itemsize, np.uint8) for name, dtype in NUMBERS.items()}
+    return {
+        name: raw[name].view(dtype) if dtype.kind != "b" else raw[name] > 127  # a bool has two values, not 256
+        for name, dtype in NUMBERS.items()
+    }
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> Columns:
+    n = draw(st.integers(0, 8))
+    texts = {name: draw(st.lists(st.text(max_size=5), min_size=n, max_size=n)) for name in TEXTS}
+    return Columns(texts, numbers(n, draw(st.integers(0, 2**32))))
+
+
+PACKED = st.builds(
+    Packed, columns(), st.dictionaries(st.integers(0, 2**31), st.integers(-(2**63), 2**63 - 1)), st.integers(0, 2**31)
+)
+
+
+def same(one: Columns, other: Columns) -> bool:
+    """Bit by bit: NaN is a value like any other here."""
+    return one.texts == other.texts and all(
+        one.numbers[name].dtype == dtype == other.numbers[name].dtype
+        and one.numbers[name].tobytes() == other.numbers[name].tobytes()
+        for name, dtype in NUMBERS.items()
+    )
+
+
+SAMPLE = Packed(
+    make_ingest(default_settings(), lambda _, line: str(line), ManualClock(2e9), None).columns(
+        [Record(line, 0, i) for i, line in enumerate(encode(good()))]
+    )[0],
+    {0: 17, 3: -1},
+    4,
+)
+ENCODED = SAMPLE.encode()
+
+
+@given(PACKED)
+def test_a_packed_record_comes_back_as_it_was(packed: Packed) -> None:
+    back = Packed.decode(packed.encode())
+    assert same(back.columns, packed.columns)
+    assert (back.progress, back.partitions) == (packed.progress, packed.partitions)
+    assert back.encode() == packed.encode()
+
+
+def test_the_real_thing_comes_back_and_may_be_written_to() -> None:
+    back = Packed.decode(ENCODED)
+    assert same(back.columns, SAMPLE.columns)
+    assert len(back.columns) == 82
+    back.columns.numbers["ts"].sort()
+
+
+def test_no_events_are_a_record_too() -> None:
+    back = Packed.decode(Packed(Columns.empty(), {1: 5}, 2).encode())
+    assert len(back.columns) == 0
+    assert back.progress == {1: 5}
+
+
+def fields() -> list[Any]:
+    """The parts of the record: version, progress, partitions, texts, numbers."""
+    parts: list[Any] = msgspec.msgpack.decode(ENCODED)
+    return parts
+
+
+def changed(at: int, value: Any) -> bytes:
+    parts = fields()
+    parts[at] = value
+    return msgspec.msgpack.encode(parts)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (b"", "damaged"),
+        (b"{}", "damaged"),
+        (b"\xc1", "damaged"),
+        (ENCODED[:-1], "damaged"),
+        (ENCODED + b"\0", "damaged"),
+        (msgspec.msgpack.encode(fields()[:-1]), "damaged"),
+        (changed(0, 2), "format 2, this worker reads 1; run the same version of burnfuse on all workers"),
+        (changed(0, "1"), "damaged"),
+        (changed(1, {"a": 1}), "damaged"),
+        (changed(3, fields()[3][:-1]), "columns are missing"),
+        (changed(3, [*fields()[3], []]), "columns are missing"),
+        (changed(3, [[*fields()[3][0], "one too many"], *fields()[3][1:]]), "its columns differ in length"),
+        (changed(3, [[b"\xff"], *fields()[3][1:]]), "damaged"),
+        (changed(4, fields()[4][:-1]), "columns are missing"),
+        (changed(4, [fields()[4][0][:-1], *fields()[4][1:]]), "columns are missing"),
+        (changed(4, [fields()[4][0][:-8], *fields()[4][1:]]), "its columns differ in length"),
+        (changed(4, [None, *fields()[4][1:]]), "damaged"),
+    ],
+)
+def test_damage_is_told(value: bytes, says: str) -> None:
+    with pytest.raises(PackedRecordError, match=says):
+        Packed.decode(value)
+
+
+@given(st.binary(min_size=1, max_size=300))
+@settings(max_examples=200)
+def test_noise_is_damage_and_nothing_else(noise: bytes) -> None:
+    for value in (noise, ENCODED[:7] + noise, noise + ENCODED):
+        with pytest.raises(PackedRecordError):
+            Packed.decode(value)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_flipped_bits_are_damage_or_other_values_but_nothing_else(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(200):
+        value = bytearray(ENCODED)
+        for _ in range(rng.randint(1, 4)):
+            value[rng.randrange(len(value))] ^= 1 << rng.randrange(8)
+        try:
+            back = Packed.decode(bytes(value))
+        except PackedRecordError:
+            continue
+        assert {len(column) for column in back.columns.texts.values()} == {len(back.columns)}
+        assert {len(column) for column in back.columns.numbers.values()} == {len(back.columns)}
+
+
+@given(columns(), st.data())
+def test_pieces_joined_are_the_whole(whole: Columns, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(whole)))
+    assert same(Columns.join([whole.cut(0, at), whole.cut(at, len(whole))]), whole)
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole))), bool)
+    assert same(whole.take(chosen), whole.take(np.flatnonzero(chosen)))
+    assert len(whole.take(chosen)) == chosen.sum()
+    assert same(Columns.join([]), Columns.empty())
