@@ -174,7 +174,8 @@ class Runaway(Detector):
     Units: effective tokens per 5 minutes; score in nats (0.69 is a factor of two).
     State: per agent 2 sums, 2 learned maxima, the open minute, the open half-hour window, 48 window
         levels (about 340 bytes); fleet-wide two histograms of 600 bins. It never learns while it fires. After 6 h
-        of alarm river's ADWIN over the window levels decides whether the level has moved for good.
+        of alarm river's ADWIN over the window levels decides whether the level has moved for good; a new
+        agent's level is taken as it is.
     Source: range statistic and cold-start rule as measured on 185 production clients; Bifet and Gavalda
         2007 for ADWIN.
     """
@@ -373,9 +374,12 @@ class Runaway(Detector):
         table["window_minutes"][closing] = 0
         # At most once per half hour, and only for alarms that are hours old.
         for row in closing[ts - table["since"][closing] >= self.config.relearn_s]:
-            if self._moved(table["levels"][row]):
+            # Who was flagged before it had a range has no old level to have moved from.
+            new = table["active_minutes"][row] < self.config.ready_minutes
+            if new or self._moved(table["levels"][row]):
                 table["since"][row] = np.nan
                 table["fast_high"][row] = table["slow_high"][row] = -np.inf
+                table["active_minutes"][row] = max(table["active_minutes"][row], self.config.ready_minutes)
 
     def _moved(self, levels: Floats) -> bool:
         """Whether the window levels, oldest first, hold a change after which they stay put.

@@ -325,6 +325,14 @@ def test_a_runaway_that_goes_up_and_down_is_not_learned(up: int, down: int) -> N
     assert highs(detector)[0] < math.log(300_000)
 
 
+def test_a_new_agent_that_stays_large_has_its_range_after_six_hours() -> None:
+    """It has no old level that could have moved."""
+    _, found = learned(steady(10 * HOUR, 20e6))
+    minutes = minutes_of(found)
+    assert minutes[0] == 0
+    assert 6 * HOUR <= minutes[-1] <= 7 * HOUR
+
+
 def test_an_alarm_of_less_than_six_hours_teaches_nothing() -> None:
     detector, _ = learned([*steady(10 * HOUR), *steady(5 * HOUR + 50, 800_000)])
     assert highs(detector)[0] < math.log(300_000)
