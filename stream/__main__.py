@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
-from stream.cli import app
 from stream.errors import BurnfuseError
 
 
 def run() -> None:
     """Runs the command line; errors of ours become one clear line and an exit code."""
+    try:
+        from stream.cli import app
+    except ModuleNotFoundError as error:
+        # An agent's process installs the light base only, and gets the command all the same.
+        sys.stderr.write(f"burnfuse: {error.name} is not installed: pip install 'burnfuse[server]'\n")
+        sys.exit(2)
     try:
         try:
             app(prog_name="burnfuse")

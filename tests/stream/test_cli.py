@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,13 @@ def test_what_is_added_to_a_followed_file_is_watched(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert next_line(process)["type"] == "summary"
         assert process.wait(timeout=60) == 0
+
+
+def test_without_the_server_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')")
+    done = subprocess.run(
+        [sys.executable, "-m", "stream", "watch", "x"], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "burnfuse: typer is not installed: pip install 'burnfuse[server]'\n"
