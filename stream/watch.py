@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from burnfuse.event import UsageEvent
@@ -61,7 +62,8 @@ class Watcher:
         self.pipeline = Pipeline(settings, clock=clock, name_of=name_of, figures=figures, hash_key=secret("hash_key"))
         self._severities: set[str] = set()
         self._unreadable = False
-        self._loop = asyncio.Runner()
+        # Not asyncio.Runner: it can swallow a Ctrl-C that comes while an action ends.
+        self._loop = asyncio.new_event_loop()
         tools = Tools(publish=_publish_nowhere, clock=clock, secret=secret)
         self._runner = Runner(settings, tools) if act else None
 
@@ -74,14 +76,14 @@ class Watcher:
             endless: The records do not end by themselves: Ctrl-C is their end.
         """
         started = self._clock.monotonic()
-        with self._loop:
+        with closing(self._loop):
             try:
                 self._take(records, done)
             except KeyboardInterrupt:
                 if not endless:
                     raise
             if self._runner is not None:
-                self._loop.run(self._runner.close())
+                self._loop.run_until_complete(self._runner.close())
         self._reporter.finish(self.pipeline.totals, self._clock.monotonic() - started)
         return Outcome(self._unreadable, frozenset(self._severities))
 
@@ -111,7 +113,7 @@ class Watcher:
             if isinstance(item, Change):
                 self._severities.add(item.incident.severity)
                 if self._runner is not None:
-                    self._loop.run(self._runner.act(item.incident))
+                    self._loop.run_until_complete(self._runner.act(item.incident))
 
 
 def watch(

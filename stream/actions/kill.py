@@ -62,8 +62,13 @@ class Kill:
         if not any(rule.split(".")[0] in self._config.detectors for rule in incident.rules):
             return Skipped("none of its detectors is in actions.kill.detectors")
         key, envelope = proposal(incident, self._config, self._tools.clock.now())
-        await self._tools.publish(self._config.topic or self._tools.proposals_topic, key.encode(), envelope)
+        # Noted before it is sent: the incident's next change may come while this one waits for Kafka.
         self._proposed.add(incident.id)
+        try:
+            await self._tools.publish(self._config.topic or self._tools.proposals_topic, key.encode(), envelope)
+        except Exception:
+            self._proposed.discard(incident.id)
+            raise
         return Sent(key)
 
     async def close(self) -> None:

@@ -90,6 +90,42 @@ def test_what_leads_to_a_proposal(incidents: list[Incident], config: dict[str, A
     assert {type(outcome) for outcome in outcomes} <= {Sent, Skipped}
 
 
+def test_changes_that_come_while_a_proposal_is_being_sent_lead_to_no_second_one() -> None:
+    published, sent = [], asyncio.Event()
+
+    async def publish(topic: str, key: bytes, value: bytes) -> None:
+        published.append(topic)
+        await sent.wait()
+
+    async def main() -> None:
+        kill = Kill(KillConfig(enabled=True), Tools(publish=publish, clock=ManualClock(), secret={}.get))
+        both = asyncio.gather(kill.execute(CRITICAL), kill.execute(CRITICAL))
+        await asyncio.sleep(0)
+        sent.set()
+        await both
+
+    asyncio.run(main())
+    assert published == ["bf.kill.proposals"]
+
+
+def test_a_proposal_that_could_not_be_sent_is_made_again() -> None:
+    published = []
+
+    async def publish(topic: str, key: bytes, value: bytes) -> None:
+        published.append(topic)
+        if len(published) == 1:
+            raise ConnectionError
+
+    async def main() -> None:
+        kill = Kill(KillConfig(enabled=True), Tools(publish=publish, clock=ManualClock(), secret={}.get))
+        with pytest.raises(ConnectionError):
+            await kill.execute(CRITICAL)
+        await kill.execute(CRITICAL)
+
+    asyncio.run(main())
+    assert len(published) == 2
+
+
 def test_a_proposal_is_a_dsse_envelope_around_a_command_in_shadow() -> None:
     (outcome,), ((topic, key, value),) = run([CRITICAL], environment="staging", topic="kills")
     assert (topic, key, outcome) == ("kills", b"|run|r-1", Sent("|run|r-1"))
