@@ -7,31 +7,14 @@ from typing import Any
 
 import msgspec
 
-from detectors.types import Finding, Scope, Severity
+from detectors.types import Finding
 from stream.incidents import Incident
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
     """The finding as `watch --json` prints it and the findings topic carries it."""
-    return {
-        "type": "finding",
-        "id": finding.id,
-        "detector": finding.detector,
-        "rule": finding.rule,
-        "severity": finding.severity,
-        "ts": finding.ts,
-        "agent_id": finding.agent_id,
-        "run_id": finding.run_id,
-        "root_run_id": finding.root_run_id,
-        "event_id": finding.event_id,
-        "score": finding.score,
-        "observed": finding.observed,
-        "expected": finding.expected,
-        "unit": finding.unit,
-        "reason": finding.reason,
-        "evidence": dict(finding.evidence),
-        "scope": finding.scope.value,
-    }
+    fields: dict[str, Any] = msgspec.to_builtins(finding)
+    return {"type": "finding"} | fields
 
 
 def incident_json(incident: Incident) -> dict[str, Any]:
@@ -55,23 +38,9 @@ def incident_json(incident: Incident) -> dict[str, Any]:
     }
 
 
-class _FindingWire(msgspec.Struct):
-    id: str
-    detector: str
-    rule: str
-    severity: Severity
-    ts: float
-    agent_id: str
-    run_id: str
-    root_run_id: str
-    event_id: str
-    score: float
-    observed: float
-    expected: float
-    unit: str
-    reason: str
-    evidence: dict[str, Any]
-    scope: Scope
+class _Place(msgspec.Struct):
+    """What a record of the findings topic says besides the finding."""
+
     clock: float | None = None
     source: str = ""
 
@@ -94,10 +63,10 @@ def decode_finding(value: bytes) -> tuple[Finding, float, str]:
     Raises:
         msgspec.DecodeError: the record is damaged.
     """
-    fields = msgspec.structs.asdict(_decode_finding(value))
-    clock, source = fields.pop("clock"), fields.pop("source")
-    return Finding(**fields), -math.inf if clock is None else clock, source
+    place = _decode_place(value)
+    return _decode_finding(value), -math.inf if place.clock is None else place.clock, place.source
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_finding = msgspec.json.Decoder(_FindingWire).decode
+_decode_finding = msgspec.json.Decoder(Finding).decode
+_decode_place = msgspec.json.Decoder(_Place).decode

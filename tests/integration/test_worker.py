@@ -129,6 +129,8 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
                 "prefix": topic_prefix,
                 "partitions": 3,
                 "input_partitions": 4,
+                # A busy machine may need seconds to append what replay has sent.
+                "hold_s": 5.0,
             },
             "calibration": {"file": str(fleet)},
             "actions": {
