@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -136,7 +138,9 @@ def command(*arguments: str | Path, stdin: bytes = b"", environment: Mapping[str
 def process_of(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """`burnfuse ARGUMENTS` as a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BURNFUSE_", "PYTHON"))}
-    return subprocess.Popen([BURNFUSE, *map(str, arguments)], env=environment, **options)
+    # A shell that runs the tests in the background ignores Ctrl-C for all of them; our process should not.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([BURNFUSE, *map(str, arguments)], env=environment, preexec_fn=heed, **options)
 
 
 def finished(*arguments: str | Path, stdin: bytes = b"") -> Done:
