@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -206,6 +205,3 @@ def _pretty(value: Any) -> str:
 def command_names() -> list[str]:
     """Names of all commands, for the check of the documentation."""
     return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config"]
-
-
-__all__ = ["Path", "app", "command_names"]

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -391,6 +391,3 @@ def secret(name: str, environment: Mapping[str, str] | None = None) -> str | Non
 
 def _why(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
-
-
-LogLevel = Literal["debug", "info", "warning", "error"]

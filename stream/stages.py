@@ -22,7 +22,7 @@ from stream.errors import PackedRecordError
 from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
-from stream.sequencer import Sequencer, Token
+from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.wire import decode_finding, encode_finding
 
@@ -240,6 +240,3 @@ class IncidentStage:
             reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
             return [], dead_letter(self._topics, reject, "incidents")
         return [*self.incidents.advance(clock, source), *self.incidents.add(finding, clock, source)], None
-
-
-__all__ = ["DetectStage", "IncidentStage", "IngestStage", "Message", "Token", "Topics", "dead_letter"]
