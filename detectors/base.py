@@ -247,6 +247,21 @@ class Detector(ABC):
         for name, table in self.tables.items():
             table.write(rows, columns[name])
 
+    # State that belongs to no entity of its own; most detectors have none.
+
+    def dump_shared(self) -> bytes:
+        """What the entities of this partition share, with the detector's name and state version."""
+        return b""
+
+    def load_shared(self, page: bytes) -> None:
+        """Takes a page of `dump_shared`, before any event.
+
+        Raises:
+            StateError: the page is of another detector or version, or damaged.
+        """
+        if page:
+            raise StateError(f"{self.spec.name} has no shared state, but some was saved")
+
     # Figures of the whole fleet; most detectors need none.
 
     def sketch(self) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Detector, StateError
-from detectors.types import SEVERITIES, Entity, EventBatch, Finding, Ints, Kind, Scope, finding_id
+from detectors.types import SEVERITIES, Entity, EventBatch, Finding, Finish, Ints, Kind, Scope, ToolKind, finding_id
 
 Check: TypeAlias = Callable[[type[Detector]], None]
 
@@ -62,9 +62,19 @@ class Event:
     tool: str = ""
     signature: str = ""
     result: str = ""
+    empty: bool = False
+    tool_kind: ToolKind = ToolKind.UNKNOWN
+    target: str = ""
+    error: str = ""
     round: str = ""
     failed: bool = False
     http_status: int = 0
+    finish: Finish = Finish.UNKNOWN
+    model: str = ""
+    group: str = ""
+    input: int = -1
+    cached: int = -1
+    output: int = -1
     tokens: int = 0
     """Effective tokens, in thousandths."""
     cost: int = 0
@@ -97,11 +107,22 @@ def batch_of(events: Iterable[Event]) -> EventBatch:
         kind=column("kind", np.uint8),
         failed=column("failed", np.bool_),
         http_status=column("http_status", np.int16),
+        error=hashes("error"),
+        finish=column("finish", np.uint8),
         signature=hashes("signature"),
         result=hashes("result"),
+        empty=column("empty", np.bool_),
+        tool_id=hashes("tool"),
+        tool_kind=column("tool_kind", np.uint8),
+        target=hashes("target"),
         round=hashes("round"),
         sender=hashes("agent"),
         receiver=hashes("to"),
+        model=hashes("model"),
+        group=hashes("group"),
+        input=column("input", np.int64),
+        cached=column("cached", np.int64),
+        output=column("output", np.int64),
         tokens=column("tokens", np.int64),
         cost=column("cost", np.int64),
         spawned=column("spawned", np.bool_),
@@ -415,6 +436,9 @@ def check_restart_equals_no_restart(cls: type[Detector]) -> None:
             first, second = batch.cut([cut])
             before, after = _make(cls), _make(cls)
             found = _run(before, [first])
+            shared = before.dump_shared()
+            after.load_shared(shared)
+            assert after.dump_shared() == shared, "shared state: what was loaded is not what is dumped again"
             for piece in np.array_split(shuffled, 4):
                 page = before.dump(piece)
                 after.load(moved[piece], page)

@@ -35,6 +35,31 @@ class Kind(enum.IntEnum):
     OUTCOME = 5
 
 
+class ToolKind(enum.IntEnum):
+    """What calling a tool does, as far as its name tells."""
+
+    UNKNOWN = 0
+    READ = 1
+    """Only looks; the same call again brings nothing new unless something else has changed."""
+    MUTATE = 2
+    """Changes something: "ok" after "ok" is a batch at work, and what is read afterwards may differ."""
+    POLL = 3
+    """Waits for something else: asking again is what it is for."""
+    SHELL = 4
+    """Runs commands: may read or change anything."""
+
+
+class Finish(enum.IntEnum):
+    """Why a model stopped writing."""
+
+    UNKNOWN = 0
+    STOP = 1
+    TOOL_CALLS = 2
+    TRUNCATED = 3
+    """It ran into its limit of output tokens."""
+    OTHER = 4
+
+
 class Scope(enum.StrEnum):
     """The kind of entity a detector keeps state for."""
 
@@ -82,14 +107,36 @@ class EventBatch:
     failed: Bools
     http_status: NDArray[np.int16]
     """HTTP status of the provider's answer; 0 is unknown."""
+    error: Hashes
+    """What kind of failure it was, with ids, numbers and paths left out; UNKNOWN if it did not fail."""
+    finish: NDArray[np.uint8]
+    """`Finish` of a model call."""
     signature: Hashes
     """(tool, canonical arguments) for tools, content for messages; UNKNOWN if not observed."""
     result: Hashes
     """What came back (tools) or was written (llm); UNKNOWN if not observed."""
+    empty: Bools
+    """The result was observed and holds nothing."""
+    tool_id: Hashes
+    """Hash of the tool's name; UNKNOWN if it has none."""
+    tool_kind: NDArray[np.uint8]
+    """`ToolKind` of the tool."""
+    target: Hashes
+    """What is acted upon (path, URL), without offsets and paging; UNKNOWN if not observed."""
     round: Hashes
     """The model response that asked for this call; parallel calls share it. UNKNOWN if not observed."""
     sender: Hashes
     receiver: Hashes
+    model: Hashes
+    """Hash of the model's name; UNKNOWN if not observed."""
+    group: Hashes
+    """Agents of one group share thresholds (`input.group_by`); UNKNOWN if none of the fields is observed."""
+    input: Ints
+    """Tokens read, cached ones included; -1 where unknown."""
+    cached: Ints
+    """Tokens read from the cache; -1 where unknown."""
+    output: Ints
+    """Tokens written; -1 where unknown."""
     tokens: Ints
     """Effective tokens of the event, in thousandths; 0 where unknown."""
     cost: Ints

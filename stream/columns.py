@@ -20,11 +20,22 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "kind": np.dtype("u1"),  # detectors.types.Kind
     "failed": np.dtype("?"),
     "http_status": np.dtype("<i2"),  # 0 is unknown
+    "error": np.dtype("<u8"),  # class of the failure; 0 where it did not fail
+    "finish": np.dtype("u1"),  # detectors.types.Finish
     "signature": np.dtype("<u8"),
     "result": np.dtype("<u8"),
+    "empty": np.dtype("?"),  # the result was observed and holds nothing
+    "tool_id": np.dtype("<u8"),
+    "tool_kind": np.dtype("u1"),  # detectors.types.ToolKind
+    "target": np.dtype("<u8"),
     "round": np.dtype("<u8"),
     "sender": np.dtype("<u8"),
     "receiver": np.dtype("<u8"),
+    "model": np.dtype("<u8"),
+    "group": np.dtype("<u8"),
+    "input": np.dtype("<i8"),  # tokens read; -1 where unknown
+    "cached": np.dtype("<i8"),  # of which from the cache; -1 where unknown
+    "output": np.dtype("<i8"),  # tokens written; -1 where unknown
     "tokens": np.dtype("<i8"),  # effective tokens in thousandths, 0 where unknown
     "cost": np.dtype("<i8"),  # nano-dollars, 0 where unknown
     "in_tree": np.dtype("?"),  # the producer says what tree of runs the event belongs to
@@ -34,7 +45,7 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
 }
 
-_FORMAT = 1
+_FORMAT = 2
 """Version of the packed record; raise it with every change to the columns."""
 
 

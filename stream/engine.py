@@ -64,6 +64,7 @@ class Engine:
         scopes: WATCH or GRAPH.
         name_of: (source, position) of an event -> where it stands, for rejects.
         on_tick: Called at each mark of the stream clock, e.g. to take in fleet figures.
+        only: Name -> detector, to run these instead of those configured.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Engine:
         scopes: Sequence[Scope],
         name_of: Callable[[int, int], str],
         on_tick: Callable[[Engine], None] | None = None,
+        only: Mapping[str, Detector] | None = None,
     ) -> None:
         self._settings: EngineSettings = settings.engine
         self._name_of, self._on_tick = name_of, on_tick
@@ -83,11 +85,8 @@ class Engine:
         # Runs are always known: lateness is judged per run, and trees are made of runs.
         self._entities = {scope: Entities(ttl[scope]) for scope in dict.fromkeys((Scope.RUN, *scopes))}
         self._scopes = tuple(scopes)
-        self._detectors: dict[str, Detector] = {}
-        for name, cls in detectors.registered().items():
-            config = detector_config(settings, name)
-            if cls.spec.scope in scopes and config.enabled:
-                self._detectors[name] = cls(config)
+        chosen = configured(settings) if only is None else only
+        self._detectors = {name: detector for name, detector in chosen.items() if detector.spec.scope in scopes}
         self.quarantined: dict[str, str] = {}
         """Detectors that raised, with the error: they are left out until the process starts again."""
         self._trees = _Trees() if Scope.ROOT in scopes else None
@@ -202,11 +201,22 @@ class Engine:
             kind=numbers["kind"],
             failed=numbers["failed"],
             http_status=numbers["http_status"],
+            error=numbers["error"],
+            finish=numbers["finish"],
             signature=numbers["signature"],
             result=numbers["result"],
+            empty=numbers["empty"],
+            tool_id=numbers["tool_id"],
+            tool_kind=numbers["tool_kind"],
+            target=numbers["target"],
             round=numbers["round"],
             sender=numbers["sender"],
             receiver=numbers["receiver"],
+            model=numbers["model"],
+            group=numbers["group"],
+            input=numbers["input"],
+            cached=numbers["cached"],
+            output=numbers["output"],
             tokens=numbers["tokens"],
             cost=numbers["cost"],
             spawned=spawned,
@@ -248,6 +258,12 @@ class Engine:
         for i in np.flatnonzero(which).tolist():
             where = self._name_of(int(columns.numbers["source"][i]), int(columns.numbers["position"][i]))
             result.rejects.append(Reject(reason, detail, where, event_id=columns.texts["event_id"][i]))
+
+
+def configured(settings: Settings) -> dict[str, Detector]:
+    """A fresh detector of every kind that is switched on."""
+    found = {name: (cls, detector_config(settings, name)) for name, cls in detectors.registered().items()}
+    return {name: cls(config) for name, (cls, config) in found.items() if config.enabled}
 
 
 def _keys(scope: Scope, columns: Columns) -> list[str]:

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -27,6 +27,9 @@ SECRETS = {
 }
 """Secrets, by name. `slack_token` is read from BURNFUSE_SLACK_TOKEN, or from the file named by
 BURNFUSE_SLACK_TOKEN_FILE; the others likewise."""
+
+GroupField = Literal["tenant", "team", "provider", "model"]
+"""Fields of an event that may tell groups of agents apart; never a person."""
 
 _MOST = 1_000_000.0
 """Largest weight or price: with it, the sums of any event the contract allows stay finite."""
@@ -55,6 +58,11 @@ class InputSettings(Section):
         why="Events later than this after now are rejected: they would stop their agent's clock.",
         source="a year: catches broken clocks, lets simulated streams pass",
         gt=0,
+    )
+
+    group_by: list[GroupField] = Field(
+        default=["tenant", "model"],
+        description="Fields that make a group: agents of one group share learned thresholds.",
     )
 
     @field_validator("format")

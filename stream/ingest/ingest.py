@@ -16,12 +16,14 @@ from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher
 from stream.ingest.pricing import PriceBook, split
 from stream.ingest.reject import Reason, Reject
+from stream.ingest.semantics import error_class, finish_of, is_empty, tool_kind
 from stream.settings import EffectiveTokens, InputSettings
 
 _MOST = 10**14
 """Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
 still allows must not overflow the sums."""
 
+_SEPARATOR = "\x1f"
 _KINDS = {kind.name.lower(): int(kind) for kind in Kind}
 
 
@@ -141,18 +143,35 @@ class Ingest:
         cost = self._prices.cost(e, e.ts)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
         signature = hash_id(e.tool if e.kind == "tool" else e.kind, e.args_hash) if e.args_hash else 0
+        failed = e.status == "error"
+        group = _SEPARATOR.join([getattr(e, name) or "" for name in self._settings.group_by])
         in_tree = bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn")
         return texts, (
             e.ts,
             _KINDS[e.kind],
-            e.status == "error",
+            failed,
             e.http_status or 0,
+            hash_id("error", error_class(e)) if failed else 0,
+            finish_of(e.finish_reason),
             signature,
             hash_id("result", e.result_hash),
+            is_empty(e.result),
+            hash_id("tool", e.tool),
+            tool_kind(e.tool),
+            hash_id("target", e.target_hash),
             hash_id("round", e.round_id),
             hash_id("agent", e.agent_id),
             hash_id("agent", e.to_agent_id),
+            hash_id("model", e.model),
+            hash_id("group", group.strip(_SEPARATOR) and group),
+            _known(e.input_tokens),
+            _known(e.cached_input_tokens),
+            _known(e.output_tokens),
             round(min(tokens * 1000, _MOST)),
             min(cost or 0, _MOST),
             in_tree,
         )
+
+
+def _known(count: int | None) -> int:
+    return -1 if count is None else count

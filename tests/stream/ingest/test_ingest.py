@@ -44,6 +44,7 @@ def test_absent_is_unknown() -> None:
     assert row() == {
         **dict.fromkeys(TEXTS, ""),
         **dict.fromkeys(NUMBERS, 0),
+        **dict.fromkeys(("input", "cached", "output"), -1),
         "event_id": "place 3/5",
         "agent_id": "a",
         "run_id": "a",
