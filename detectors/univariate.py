@@ -23,12 +23,16 @@ import numpy as np
 from detectors.base import Table
 from detectors.types import Bools, Floats, Ints
 
+_EXCESS_MIN = 0.01
+"""Smallest mean excess, in standard deviations: no tail is known to be thinner before it has been seen."""
 _SHAPE_MAX = 0.45
 """Largest shape of the tail: from 0.5 on its variance, which the fit uses, does not exist."""
 _SHAPE_MIN = 1e-6
 """Below, the tail is exponential; the formula divides by the shape."""
 _TINY = 1e-12
 """Keeps ratios finite on streams that never changed."""
+_ROUNDING = 1e-9
+"""Of a width: sums of doubles differ by less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Shift:
     floor_share: float = 0.0
     """Smallest standard deviation, as a share of the unclipped one: clipping makes the robust one collapse
     on streams that are mostly constant."""
+    level_share: float = 0.0
+    """Smallest standard deviation, as a share of the mean: what never changed may stir."""
     clip_z: float = 8.0
     """Largest |z|: one wild value must not look like a sustained shift."""
     clip_learn: float = 3.0
@@ -90,10 +96,13 @@ class Shift:
         column = {name: table[f"{self.prefix}_{name}"] for name in _SHIFT}
         n, mean, var, slow_var, s, scale, u, excess, excess2, beyond = (column[name][rows] for name in _SHIFT)
         gap = np.where(n > 0, x - mean, 0.0)
-        sd = np.maximum(np.sqrt(np.maximum(var, self.floor_share**2 * slow_var)), max(self.floor, _TINY))
+        least = np.maximum(self.level_share * np.abs(mean), max(self.floor, _TINY))
+        sd = np.maximum(np.sqrt(np.maximum(var, self.floor_share**2 * slow_var)), least)
         s += self.smooth * (np.clip(gap / sd, -self.clip_z, self.clip_z) - s)
         size = np.abs(s) if self.two_sided else s
-        score = np.where(size > u, tail_order(size - u, excess, excess2, self.tail), 0.0)
+        thick = np.maximum(excess, _EXCESS_MIN)
+        thick2 = np.maximum(excess2, 2 * _EXCESS_MIN**2)
+        score = np.where(size > u, tail_order(size - u, thick, thick2, self.tail), 0.0)
         score[n < self.warm] = np.nan
 
         put = slice(None) if learn is None else learn
@@ -112,7 +121,7 @@ class Shift:
         over = size - u[put]
         hit = over > 0
         pace = np.maximum(self.tail_rate, 1 / n) * np.maximum(scale[put], _TINY)
-        column["u"][at] = u[put] + pace * (hit - self.tail)
+        column["u"][at] = np.maximum(u[put] + pace * (hit - self.tail), 0.0)
         count = beyond[put] + hit
         share = np.where(hit, np.maximum(self.excess_rate, 1 / np.maximum(count, 1)), 0.0)
         column["beyond"][at] = count
@@ -154,8 +163,8 @@ class Range:
     """Of the fields in the table."""
     forget: float = 1e-4
     """Share of its half width that an end loses with each value: an extreme has halved after 7,000."""
-    floor: float = _TINY
-    """Smallest width, in the value's unit."""
+    floor_share: float = 1e-3
+    """Smallest width, as a share of the larger end: what never changed may stir by a thousandth."""
     warm: int = 30
     """Values before there is a score: the n-th of equal values is a new extreme with probability 2/n."""
 
@@ -167,6 +176,11 @@ class Range:
         """(k,) lowest and (k,) highest value expected next."""
         return table[f"{self.prefix}_low"][rows], table[f"{self.prefix}_high"][rows]
 
+    def width(self, low: Floats, high: Floats) -> Floats:
+        """(k,) widths that distances are told in."""
+        width: Floats = np.maximum(high - low, self.floor_share * np.maximum(np.abs(low), np.abs(high)))
+        return width
+
     def update(self, table: Table, rows: Ints, x: Floats, learn: Bools | None = None) -> Floats:
         """Scores, then learns; see `Shift.update`.
 
@@ -176,7 +190,7 @@ class Range:
         lows, highs, counts = (table[f"{self.prefix}_{name}"] for name in ("low", "high", "n"))
         n = counts[rows]
         low, high = np.where(n > 0, lows[rows], x), np.where(n > 0, highs[rows], x)
-        outside: Floats = _outside(x, low, high) / np.maximum(high - low, self.floor)
+        outside = _outside(x, low, high, self.width(low, high))
         outside[n < self.warm] = np.nan
         put = slice(None) if learn is None else learn
         at, creep = rows[put], (self.forget / 2 * (high - low))[put]
@@ -188,23 +202,32 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class HourlyRange:
-    """How far a value lies outside what the same hour of the day, and the hours beside it, have seen."""
+    """How far a value lies outside what the same hour of the day, and the hours beside it, have seen.
+
+    An hour is learnt when the one after it has ended: else a day that goes wrong for hours would excuse each
+    hour by the one before.
+    """
 
     prefix: str = "hourly"
     """Of the fields in the table."""
     forget: float = 1e-4
     """As of `Range`, per value of the stream: what an hour sees less often it forgets in larger steps."""
-    floor_share: float = 0.05
+    floor_share: float = 0.1
     """Smallest width of an hour's range, as a share of the stream's: a quiet hour may stir a little."""
     warm_s: float = 5 * 86_400
     """Seconds before there is a score: with fewer than five values of each time of day there is no pattern."""
 
     def fields(self) -> dict[str, tuple[Any, ...]]:
         """What the table must hold."""
+        low, high, hour = (np.float64, np.inf), (np.float64, -np.inf), (np.int64, -1)
         return {
-            f"{self.prefix}_low": (np.float64, np.inf, _HOURS),
-            f"{self.prefix}_high": (np.float64, -np.inf, _HOURS),
-            f"{self.prefix}_since": (np.float64, np.inf),
+            f"{self.prefix}_low": (*low, _HOURS),
+            f"{self.prefix}_high": (*high, _HOURS),
+            f"{self.prefix}_since": low,
+            # The open hour and the one before it, which are not learnt yet.
+            **{f"{self.prefix}_{name}_low": low for name in _WAITING},
+            **{f"{self.prefix}_{name}_high": high for name in _WAITING},
+            **{f"{self.prefix}_{name}_hour": hour for name in _WAITING},
         }
 
     def update(self, table: Table, rows: Ints, x: Floats, ts: Floats, width: Floats) -> Floats:
@@ -219,29 +242,51 @@ class HourlyRange:
         Returns:
             (k,) distance outside the hours' range over its width, 0 inside; NaN while warming up.
         """
-        lows, highs, sinces = (table[f"{self.prefix}_{name}"] for name in ("low", "high", "since"))
+        lows, highs = table[f"{self.prefix}_low"], table[f"{self.prefix}_high"]
         hour = (ts // 3600).astype(np.int64) % _HOURS
-        since = np.minimum(sinces[rows], ts)
-        sinces[rows] = since
+        changed = hour != table[f"{self.prefix}_open_hour"][rows]
+        if changed.any():
+            self._next_hour(table, rows[changed], hour[changed])
+        since = np.minimum(table[f"{self.prefix}_since"][rows], ts)
+        table[f"{self.prefix}_since"][rows] = since
+
         beside = (hour[:, None] + (-1, 0, 1)) % _HOURS
         low, high = lows[rows[:, None], beside].min(1), highs[rows[:, None], beside].max(1)
         own_low, own_high = lows[rows, hour], highs[rows, hour]
-        known = (own_high >= own_low) & (ts - since >= self.warm_s)
-        room = np.maximum(np.maximum(high - low, self.floor_share * width), _TINY)
-        outside: Floats = np.where(known, _outside(x, low, high) / room, np.nan)
         seen = own_high >= own_low
+        room = np.maximum(high - low, self.floor_share * width)
+        outside = _outside(x, low, high, room)
+        outside[~seen | (ts - since < self.warm_s)] = np.nan
+
         creep = self.forget * _HOURS / 2 * np.where(seen, own_high - own_low, 0.0)
-        highs[rows, hour] = np.maximum(own_high - creep, x)
-        lows[rows, hour] = np.minimum(own_low + creep, x)
+        highs[rows, hour], lows[rows, hour] = own_high - creep, own_low + creep
+        open_low, open_high = table[f"{self.prefix}_open_low"], table[f"{self.prefix}_open_high"]
+        open_low[rows] = np.minimum(open_low[rows], x)
+        open_high[rows] = np.maximum(open_high[rows], x)
         return outside
+
+    def _next_hour(self, table: Table, rows: Ints, hour: Ints) -> None:
+        """Learns the hour before the open one, which then takes its place."""
+        low, high, was = (table[f"{self.prefix}_last_{name}"] for name in ("low", "high", "hour"))
+        lows, highs = table[f"{self.prefix}_low"], table[f"{self.prefix}_high"]
+        learnt = rows[was[rows] >= 0]
+        at = (learnt, was[learnt])
+        lows[at] = np.minimum(lows[at], low[learnt])
+        highs[at] = np.maximum(highs[at], high[learnt])
+        for name, blank in (("low", np.inf), ("high", -np.inf), ("hour", hour)):
+            table[f"{self.prefix}_last_{name}"][rows] = table[f"{self.prefix}_open_{name}"][rows]
+            table[f"{self.prefix}_open_{name}"][rows] = blank
 
 
 _HOURS = 24
+_WAITING = ("last", "open")
 
 
-def _outside(x: Floats, low: Floats, high: Floats) -> Floats:
-    distance: Floats = np.maximum(np.maximum(x - high, low - x), 0.0)
-    return distance
+def _outside(x: Floats, low: Floats, high: Floats, width: Floats) -> Floats:
+    """(k,) widths outside of the range; what rounding alone can make is inside."""
+    outside: Floats = np.maximum(np.maximum(x - high, low - x), 0.0) / np.maximum(width, _TINY)
+    outside[outside < _ROUNDING] = 0.0
+    return outside
 
 
 def record_order(outside: Floats, tail: float = 0.01, unit: float = 0.01) -> Floats:
@@ -264,7 +309,9 @@ class Univariate:
     ever and higher for longer than ever counts more than either.
     """
 
-    shift: Shift = Shift(baseline=1 / 288, smooth=0.05, tail=0.02, floor=_TINY, floor_share=0.1, two_sided=True)
+    shift: Shift = Shift(
+        baseline=1 / 288, smooth=0.05, tail=0.02, floor=_TINY, floor_share=0.1, level_share=1e-3, two_sided=True
+    )
     """A day of five-minute values as baseline, twenty values as a shift; falls count as rises do."""
     value: Range = Range("value")
     slow: Range = Range("slow")
@@ -296,9 +343,9 @@ class Univariate:
         mean = mean + np.maximum(self.slow_share, 1 / n) * (x - mean)
         table["slow_mean"][rows] = mean
         low, high = self.value.bounds(table, rows)
-        # An hour has seen a 24th of the values, so its extremes are 24 times as frequent.
-        hourly = record_order(self.hourly.update(table, rows, x, ts, high - low), self.tail * _HOURS)
+        hourly = self.hourly.update(table, rows, x, ts, self.value.width(low, high))
         outside = self.value.update(table, rows, x) + self.slow.update(table, rows, mean)
         score = np.maximum(self.shift.update(table, rows, x), record_order(outside, self.tail))
-        best: Floats = np.where(np.isnan(score), score, np.fmax(score, hourly))
+        # An hour has seen a 24th of the values, so its extremes are 24 times as frequent.
+        best: Floats = np.where(np.isnan(score), score, np.fmax(score, record_order(hourly, self.tail * _HOURS)))
         return best

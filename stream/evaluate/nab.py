@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from detectors.base import Table
+from detectors.null import Null
 from detectors.types import Floats, Ints
 from detectors.univariate import Univariate
 from stream.errors import InputError
@@ -53,7 +54,7 @@ class Profile(NamedTuple):
 
 def sigmoid(position: Floats) -> Floats:
     """What a detection is worth at a position: -1 is a window's left edge, 0 its right edge, > 0 is behind it."""
-    worth: Floats = np.where(position >= 3, -1.0, 2 / (1 + np.exp(5 * np.minimum(position, 3))) - 1)
+    worth: Floats = np.where(position > 3, -1.0, 2 / (1 + np.exp(5 * np.minimum(position, 3))) - 1)
     return worth
 
 
@@ -261,7 +262,7 @@ def univariate(corpus: Sequence[Series], progress: Progress) -> list[Floats]:
 
 Scorer = Callable[[Sequence[Series], Progress], list[Floats]]
 SCORERS: dict[str, Scorer] = {
-    "null": nothing,
+    Null.spec.name: nothing,
     "static_range": static_range,
     "ewma_z": ewma_z,
     "univariate": univariate,
