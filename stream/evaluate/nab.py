@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ from stream.evaluate.base import Contender, Plot, Progress, Row, register
 
 REST_ROWS = 30
 """Rows without an alarm after one; no window of the benchmark is shorter than 29."""
+_SMOOTH, _REST = (0.03, 0.05, 0.08), (20, 30, 40)
+"""What the tuned score chooses from."""
 PROBATION_SHARE, PROBATION_ROWS = 0.15, 750
 FOLDS, SEEDS = 5, 10
 """Cross-validation: parts the files are dealt into, and how often they are dealt."""
@@ -180,6 +183,19 @@ def tally(corpus: Sequence[Series], scores: Sequence[Floats], rest: int = 0) -> 
     return Tally(threshold, hit, false_alarm, caught, false_rows, windows)
 
 
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Several as one: what is best is then the best choice among all of them."""
+    first = tallies[0]
+    return Tally(
+        np.concatenate([each.threshold for each in tallies]),
+        np.concatenate([each.hit for each in tallies], 1),
+        np.concatenate([each.false_alarm for each in tallies], 1),
+        np.concatenate([each.caught for each in tallies], 1),
+        np.concatenate([each.false_rows for each in tallies], 1),
+        first.windows,
+    )
+
+
 def alarms(score: Floats, threshold: float, rest: int) -> list[int]:
     """Rows of a file at which there is an alarm."""
     found: list[int] = []
@@ -252,20 +268,46 @@ def ewma_z(corpus: Sequence[Series], progress: Progress) -> list[Floats]:
     return lockstep(corpus, step, progress)
 
 
-def univariate(corpus: Sequence[Series], progress: Progress) -> list[Floats]:
+def univariate(corpus: Sequence[Series], progress: Progress, score: Univariate = Univariate()) -> list[Floats]:  # noqa: B008 - frozen
     """Ours."""
-    score = Univariate()
     table = Table(score.fields())
     table.reserve(len(corpus))
     return lockstep(corpus, lambda rows, x, ts: score.update(table, rows, x, ts), progress)
 
 
-Scorer = Callable[[Sequence[Series], Progress], list[Floats]]
+class Candidate(NamedTuple):
+    """Scores of all files, and the rows of rest that go with them."""
+
+    scores: list[Floats]
+    rest: int
+
+
+def _as_it_is(score: Callable[[Sequence[Series], Progress], list[Floats]]) -> Scorer:
+    return lambda corpus, progress: [Candidate(score(corpus, progress), REST_ROWS)]
+
+
+def tuned(corpus: Sequence[Series], progress: Progress) -> list[Candidate]:
+    """Ours with a choice of how many values make a shift and how long an alarm rests: what tuning is worth."""
+    found = []
+    for number, smooth in enumerate(_SMOOTH):
+        part = Univariate()
+        part = replace(part, shift=replace(part.shift, smooth=smooth))
+        scores = univariate(corpus, partial(_share, progress, number, len(_SMOOTH)), part)
+        found += [Candidate(scores, rest) for rest in _REST]
+    return found
+
+
+def _share(progress: Progress, number: int, parts: int, done: float) -> None:
+    progress((number + done) / parts)
+
+
+Scorer = Callable[[Sequence[Series], Progress], list[Candidate]]
 SCORERS: dict[str, Scorer] = {
-    Null.spec.name: nothing,
-    "static_range": static_range,
-    "ewma_z": ewma_z,
-    "univariate": univariate,
+    Null.spec.name: _as_it_is(nothing),
+    "static_range": _as_it_is(static_range),
+    "ewma_z": _as_it_is(ewma_z),
+    "univariate": _as_it_is(univariate),
+    "univariate, tuned": tuned,
 }
 
 
@@ -337,9 +379,7 @@ class Nab:
         corpus, weights = read(folder / "nab"), profiles(folder / "nab")
         rows = []
         for number, (name, scorer) in enumerate(SCORERS.items()):
-            share = number / len(SCORERS)
-            scores = scorer(corpus, lambda done, share=share: progress(share + done / len(SCORERS)))  # type: ignore[misc]
-            rows.append(_row(name, corpus, scores, weights))
+            rows.append(_row(name, corpus, scorer(corpus, partial(_share, progress, number, len(SCORERS))), weights))
         progress(1.0)
         return rows
 
@@ -383,13 +423,15 @@ class Nab:
             )
 
 
-def _row(name: str, corpus: Sequence[Series], scores: Sequence[Floats], weights: dict[str, Profile]) -> Row:
-    result = tally(corpus, scores, REST_ROWS)
+def _row(name: str, corpus: Sequence[Series], tried: Sequence[Candidate], weights: dict[str, Profile]) -> Row:
+    tallies = [tally(corpus, scores, rest) for scores, rest in tried]
+    result = joined(tallies)
     figures: dict[str, float] = {}
     for profile, weight in weights.items():
         mean, spread = result.held_out(weight)
         figures |= {profile: result.best(weight)[0], f"{profile}, cross-validated": mean, f"{profile}, +-": spread}
     _, at = result.best(weights["standard"])
+    chosen = tried[int(np.searchsorted(np.cumsum([len(each.threshold) for each in tallies]), at, "right"))]
     caught = int(result.caught[:, at].sum())
     return Row(
         family="nab",
@@ -398,17 +440,18 @@ def _row(name: str, corpus: Sequence[Series], scores: Sequence[Floats], weights:
         caught=caught,
         missed=int(result.windows.sum()) - caught,
         false_alarms=int(result.false_rows[:, at].sum()),
-        delay_s=_delays(corpus, scores, float(result.threshold[at])),
+        delay_s=_delays(corpus, chosen, float(result.threshold[at])),
         figures=figures,
-        notes=f"thresholds are the best for these files; cross-validated: chosen on other files ({FOLDS} parts, "
-        f"mean and standard deviation of {SEEDS} deals); after an alarm {REST_ROWS} rows of rest",
+        notes=f"the threshold (and what else is tuned) is the best for these files; cross-validated: chosen on other "
+        f"files ({FOLDS} parts, mean and standard deviation of {SEEDS} deals)",
     )
 
 
-def _delays(corpus: Sequence[Series], scores: Sequence[Floats], threshold: float) -> list[float]:
+def _delays(corpus: Sequence[Series], chosen: Candidate, threshold: float) -> list[float]:
     delays = []
-    for series, score in zip(corpus, scores, strict=True):
-        rows = np.array([r for r in alarms(score, threshold, REST_ROWS) if r >= probation(len(score))], np.int64)
+    for series, score in zip(corpus, chosen.scores, strict=True):
+        found = alarms(score, threshold, chosen.rest)
+        rows = np.array([row for row in found if row >= probation(len(score))], np.int64)
         for first, last in series.windows:
             inside = rows[(rows >= first) & (rows <= last)]
             if len(inside):

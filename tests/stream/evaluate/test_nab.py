@@ -18,6 +18,7 @@ from stream.evaluate.nab import (
     Series,
     alarms,
     credit,
+    joined,
     lockstep,
     probation,
     profiles,
@@ -165,6 +166,14 @@ def test_a_threshold_chosen_on_other_files_can_only_be_worse() -> None:
     assert mean < result.best(STANDARD)[0]
 
 
+def test_joined_tallies_choose_among_all_of_them() -> None:
+    one = series(100, (40, 49))
+    late, early = tally([one], [scored(100, 48)]), tally([one], [scored(100, 41)])
+    both = joined([late, early])
+    assert both.best(STANDARD)[0] == early.best(STANDARD)[0] > late.best(STANDARD)[0]
+    assert both.best(STANDARD)[1] == len(late.threshold) + early.best(STANDARD)[1]
+
+
 Scores = st.lists(st.integers(0, 5), min_size=60, max_size=60)
 
 
@@ -270,7 +279,7 @@ def test_what_is_not_the_benchmark_is_refused_in_one_sentence(folder: Path, file
 def test_the_score_finds_both_faults_and_the_null_row_is_zero(folder: Path) -> None:
     shares: list[float] = []
     rows = {row.contender: row for row in Nab().rows(folder, [], shares.append)}
-    assert list(rows) == ["null", "static_range", "ewma_z", "univariate"]
+    assert list(rows) == ["null", "static_range", "ewma_z", "univariate", "univariate, tuned"]
     assert (rows["null"].caught, rows["null"].missed, rows["null"].false_alarms) == (0, 2, 0)
     assert set(rows["null"].figures.values()) == {0.0}
     ours = rows["univariate"]
@@ -278,6 +287,7 @@ def test_the_score_finds_both_faults_and_the_null_row_is_zero(folder: Path) -> N
     # Twenty rows of the window come before the fault; an alarm is within five rows of it.
     assert all(20 * 300 <= delay <= 25 * 300 for delay in ours.delay_s)
     assert ours.figures["standard"] > 95
+    assert rows["univariate, tuned"].figures["standard"] >= ours.figures["standard"]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
