@@ -443,7 +443,8 @@ def _row(name: str, corpus: Sequence[Series], tried: Sequence[Candidate], weight
         delay_s=_delays(corpus, chosen, float(result.threshold[at])),
         figures=figures,
         notes=f"the threshold (and what else is tuned) is the best for these files; cross-validated: chosen on other "
-        f"files ({FOLDS} parts, mean and standard deviation of {SEEDS} deals)",
+        f"files ({FOLDS} parts, mean and standard deviation of {SEEDS} deals); delays count from the left edge of a "
+        f"window, which lies well before what it marks",
     )
 
 
