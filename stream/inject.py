@@ -291,6 +291,18 @@ def ping_pong(
     return lay.merged(f"{messages} messages")
 
 
+def merged(events: Sequence[Event], laid: Iterable[Event]) -> list[Event]:
+    """A stream with other events laid over it by time.
+
+    The stream's own events keep their order, so that one that came late stays late; they come first where
+    times are equal.
+    """
+    came = accumulate((-math.inf if ts is None else ts for ts in map(_time, events)), max)
+    both = [*zip(came, events, strict=True), *((event_time(event["ts"]), event) for event in laid)]
+    both.sort(key=lambda entry: entry[0])
+    return [event for _, event in both]
+
+
 # ------------------------------------------------------------------------------------- how it is laid
 
 
@@ -356,14 +368,10 @@ class _Layer:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def merged(self, size: str) -> tuple[list[Event], Fault]:
-        """All events, and what was laid; the stream's own keep their order and come first where times are equal."""
+        """All events, and what was laid."""
         if not self._laid:
             raise ValueError(f"{self.name}: nothing to lay; make it longer or larger")
         self._laid.sort(key=lambda entry: entry[0])
-        # An event that came late stands where it came.
-        came = accumulate((-math.inf if ts is None else ts for ts in self._times), max)
-        both = [*zip(came, self._events, strict=True), *self._laid]
-        both.sort(key=lambda entry: entry[0])
         fault = Fault(
             name=self.name,
             kind=self._kind,
@@ -375,7 +383,7 @@ class _Layer:
             end=self._laid[-1][0],
             events=len(self._laid),
         )
-        return [event for _, event in both], fault
+        return merged(self._events, [event for _, event in self._laid]), fault
 
 
 class _Run:

@@ -79,9 +79,10 @@ class Row:
 
     @property
     def precision(self) -> float | None:
-        """Share of what was flagged that is a case; None where nothing was flagged."""
+        """Share of what was flagged that is a case; None where nothing was, or where only one kind could be."""
         flagged = self.caught + self.false_alarms
-        return self.caught / flagged if flagged else None
+        both = (self.caught or self.missed) and (self.false_alarms or self.healthy or self.agent_days)
+        return self.caught / flagged if flagged and both else None
 
     @property
     def false_alarms_per_agent_day(self) -> float | None:

@@ -62,7 +62,9 @@ def draw(plot: Plot, path: Path) -> None:
     _values(axes[0], plot, clock)
     if plot.score is not None:
         _score(axes[1], plot, clock)
-    axes[0].set_title(clean(plot.title), loc="left", fontsize=12, wrap=True)
+    # Silence is a result as well, and nothing in the picture would show it.
+    silent = "  (no alarm)" if plot.events and not plot.alarms else ""
+    axes[0].set_title(clean(plot.title) + silent, loc="left", fontsize=12, wrap=True)
     for axis in axes:
         _marks(axis, plot, clock, labelled=axis is axes[0])
         axis.grid(alpha=0.25)
@@ -104,12 +106,15 @@ class _Clock:
 
 
 def _values(axis: Any, plot: Plot, clock: _Clock) -> None:
+    from matplotlib.ticker import EngFormatter
+
     at, values = clock.places(plot.ts), np.asarray(plot.value, np.float64)
     if plot.band is not None:
         low, high = (np.asarray(edge, np.float64) for edge in plot.band)
         axis.fill_between(at, low, high, color=_BAND, alpha=0.5, linewidth=0, label="expected range")
     axis.plot(at, values, color=_VALUE, linewidth=0.9, label=clean(plot.unit))
     axis.set_ylabel(clean(plot.unit))
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive) and (values[np.isfinite(values)] >= 0).all() and positive.max() > _WIDE * np.median(positive):
         axis.set_yscale("symlog", linthresh=float(np.median(positive)) / 10)
@@ -128,7 +133,8 @@ def _marks(axis: Any, plot: Plot, clock: _Clock, *, labelled: bool) -> None:
     name = "labelled event" if labelled else None
     for start, end in plot.events:
         low, high = clock.places([start, end])
-        axis.axvspan(low, high, color=_EVENT, alpha=0.45, linewidth=0, label=name)
+        # With an edge, or a minute among days would not be seen.
+        axis.axvspan(low, high, facecolor=_EVENT, edgecolor=_EVENT, alpha=0.5, linewidth=2, label=name, zorder=0.9)
         name = None
     name = "alarm" if labelled else None
     for at in clock.places(plot.alarms) if len(plot.alarms) else ():

@@ -105,13 +105,19 @@ def _cells(row: Row) -> list[str]:
         str(row.missed) if cases else _NONE,
         _share(row.recall),
         _share(row.precision),
-        f"{row.false_alarms} of {row.healthy}" if row.healthy else str(row.false_alarms),
+        _false_alarms(row),
         _short(row.false_alarms_per_agent_day),
         span(quantile(delay, 0.5)) if len(delay) else _NONE,
         span(quantile(delay, 0.9)) if len(delay) else _NONE,
-        f"${quantile(cost, 0.5):,.2f}" if len(cost) else _NONE,
+        dollars(quantile(cost, 0.5)) if len(cost) else _NONE,
         _figures(row.figures),
     ]
+
+
+def _false_alarms(row: Row) -> str:
+    if row.healthy:
+        return f"{row.false_alarms} of {row.healthy}"
+    return str(row.false_alarms) if row.false_alarms or row.agent_days else _NONE
 
 
 def _share(value: float | None) -> str:
@@ -119,7 +125,18 @@ def _share(value: float | None) -> str:
 
 
 def _short(value: float | None) -> str:
-    return _NONE if value is None else f"{value:,.3g}"
+    if value is None:
+        return _NONE
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def dollars(amount: float) -> str:
+    """An amount for people.
+
+    >>> dollars(1234.5), dollars(0.1234), dollars(0.00123), dollars(0)
+    ('$1,234.50', '$0.12', '$0.0012', '$0.00')
+    """
+    return f"${amount:.2g}" if 0 < amount < 0.01 else f"${amount:,.2f}"
 
 
 def _figures(figures: Mapping[str, float]) -> str:

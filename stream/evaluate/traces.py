@@ -86,7 +86,7 @@ class Recording(Sequence[bytes]):
     def __init__(self, records: Iterable[bytes]) -> None:
         self._records = list(records)
         self._key = b""
-        self._ingested: _Ingested | None = None
+        self._ingested: Ingested | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -98,20 +98,22 @@ class Recording(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | Recording:
         return Recording(self._records[index]) if isinstance(index, slice) else self._records[index]
 
-    def ingested(self, settings: Settings) -> _Ingested:
+    def ingested(self, settings: Settings) -> Ingested:
         """The events as columns; they depend on how input, weights and prices are configured."""
         key = _encode((settings.input.model_dump(), settings.effective_tokens.model_dump(), settings.prices))
         if self._ingested is None or key != self._key:
             ingest = make_ingest(settings, lambda _, line: str(line), ManualClock(_FAR_FUTURE_S), None)
             columns, _ = ingest.columns([Record(value, 0, i) for i, value in enumerate(self._records)])
-            self._key, self._ingested = key, _Ingested.of(columns)
+            self._key, self._ingested = key, Ingested.of(columns)
         return self._ingested
 
 
 @dataclass(frozen=True, slots=True)
-class _Ingested:
+class Ingested:
     """What all contenders see of a recording."""
 
+    columns: Columns
+    """(n,) the events that could be taken."""
     batches: Sequence[Mapping[tuple[Scope, ...], tuple[Ints, Columns]]]
     """For each engine (WATCH, GRAPH) what it is given of a batch, and where that stands among all events."""
     roots: dict[str, int]
@@ -124,7 +126,7 @@ class _Ingested:
     """(n,) nano-dollars of the root run up to and including the event."""
 
     @classmethod
-    def of(cls, columns: Columns) -> _Ingested:
+    def of(cls, columns: Columns) -> Ingested:
         batches = []
         for low in range(0, len(columns), _BATCH):
             at = np.arange(low, min(low + _BATCH, len(columns)))
@@ -138,12 +140,49 @@ class _Ingested:
         before = np.r_[0, total][first]
         spent = np.empty(len(root), np.int64)
         spent[order] = total - before[root[order]]
-        return cls(batches, roots, root, columns.numbers["ts"][order][first], spent)
+        return cls(columns, batches, roots, root, columns.numbers["ts"][order][first], spent)
 
 
 def encoded(events: Iterable[dict[str, Any]]) -> Recording:
     """Events as records."""
     return Recording(_encode(event) for event in events)
+
+
+def found(
+    recording: Recording, contender: Contender, progress: Progress = lambda _: None, settings: Settings | None = None
+) -> list[tuple[int, Finding]]:
+    """What a contender finds, in order: number of the event among `Recording.ingested`, and the finding.
+
+    Args:
+        settings: Instead of the contender's.
+
+    Raises:
+        BurnfuseError: a detector failed; its silence would look like a verdict.
+    """
+    settings = settings or contender.settings or default_settings()
+    ingested = recording.ingested(settings)
+    made, scopes_needed = contender.make(), contender.scopes
+
+    def name_of(source: int, position: int) -> str:
+        return str(position)
+
+    def learn(engine: Engine) -> None:
+        engine.calibrate(calibration.merge([engine.sketch()]))
+
+    engines = {
+        WATCH: Engine(settings, WATCH, name_of, learn, only=made),
+        GRAPH: Engine(settings, GRAPH, name_of, only=made),
+    }
+    pairs: list[tuple[int, Finding]] = []
+    for done, batch in enumerate(ingested.batches, 1):
+        for scopes, (at, columns) in batch.items():
+            if scopes_needed & set(scopes):
+                result = engines[scopes].process(columns)
+                pairs += zip(at[result.positions].tolist(), result.findings, strict=True)
+        progress(done / len(ingested.batches))
+    for name, error in (engines[WATCH].quarantined | engines[GRAPH].quarantined).items():
+        raise BurnfuseError(f"detector {name} failed: {error}")
+    return sorted(pairs, key=lambda pair: pair[0])
 
 
 def run(
@@ -160,34 +199,11 @@ def run(
         settings: Instead of the contender's.
 
     Raises:
-        BurnfuseError: a detector failed; its silence would look like a verdict.
+        BurnfuseError: a detector failed.
     """
     settings = settings or contender.settings or default_settings()
     recording = records if isinstance(records, Recording) else Recording(records)
     ingested = recording.ingested(settings)
-    made, scopes_needed = contender.make(), contender.scopes
-
-    def name_of(source: int, position: int) -> str:
-        return str(position)
-
-    def learn(engine: Engine) -> None:
-        engine.calibrate(calibration.merge([engine.sketch()]))
-
-    engines = {
-        WATCH: Engine(settings, WATCH, name_of, learn, only=made),
-        GRAPH: Engine(settings, GRAPH, name_of, only=made),
-    }
-    found: list[tuple[int, Finding]] = []
-    for done, batch in enumerate(ingested.batches, 1):
-        for scopes, (at, columns) in batch.items():
-            if scopes_needed & set(scopes):
-                result = engines[scopes].process(columns)
-                found += zip(at[result.positions].tolist(), result.findings, strict=True)
-        progress(done / len(ingested.batches))
-    for name, error in (engines[WATCH].quarantined | engines[GRAPH].quarantined).items():
-        raise BurnfuseError(f"detector {name} failed: {error}")
-    found.sort(key=lambda pair: pair[0])
-
     last = np.zeros(len(ingested.roots), np.int64)
     last[ingested.root] = ingested.spent  # of equal roots the last one stays
     outcomes = {
@@ -195,9 +211,30 @@ def run(
         for name, number in ingested.roots.items()
     }
     names = list(ingested.roots)
-    for i, finding in found:
+    for i, finding in found(recording, contender, progress, settings):
         outcome = outcomes[names[ingested.root[i]]]
         outcome.findings.append(finding)
         if outcome.cost_before is None:
             outcome.cost_before = float(ingested.spent[i]) / 1e9
     return outcomes
+
+
+def alarms(findings: Iterable[Finding], quiet_s: float = 3600.0) -> list[Finding]:
+    """Findings that a person would take for new ones: an entity's first, and any after so long a silence.
+
+    Args:
+        findings: In order of time.
+    """
+    last: dict[tuple[str, ...], float] = {}
+    new = []
+    for finding in findings:
+        entity = {
+            Scope.AGENT: (finding.agent_id,),
+            Scope.RUN: (finding.agent_id, finding.run_id),
+            Scope.ROOT: (finding.root_run_id,),
+        }[finding.scope]
+        key = (finding.scope, *entity)
+        if finding.ts - last.get(key, -np.inf) >= quiet_s:
+            new.append(finding)
+        last[key] = finding.ts
+    return new
