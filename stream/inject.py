@@ -40,6 +40,10 @@ MIN_GAP_S = 2.0
 CONTEXT_LIMIT = 200_000
 """Largest context of an injected call, tokens: the window of common models."""
 
+_SHORTEST_S = 0.05
+"""Shortest mean time between the model calls of a runaway, s. Whoever burns more than such a run can read makes
+larger calls instead of more."""
+
 _IDENTITY = ("tenant", "team", "user", "provider", "model")
 
 
@@ -128,29 +132,32 @@ def runaway(
     """
     lay = _Layer("runaway", events, agent_id, at, seed)
     run, usual = lay.run(agent_id), lay.usual(agent_id)
-    tokens = usual.tokens_per_active_minute / 60
-    reads = 1 - usual.output_share
+    rate, writes = usual.tokens_per_active_minute / 60, usual.output_share
     end = at + 60 * minutes
 
     def times(ts: float) -> float:
         return factor if doubling_min is None else min(factor, 2 ** ((ts - at) / 60 / doubling_min))
 
-    first = min(max(usual.input_tokens, times(at) * tokens * reads * MIN_GAP_S), CONTEXT_LIMIT)
-    last = max(first, min(growth * first, CONTEXT_LIMIT))
+    # Sizes are of a whole call, read and written.
+    limit = CONTEXT_LIMIT / (1 - writes) if writes < 1 else math.inf
+    own = usual.input_tokens / (1 - writes) if writes < 1 else usual.output_tokens
+    first = min(max(own, times(at) * rate * MIN_GAP_S), limit)
+    last = max(first, min(growth * first, limit))
     ts = at
     while True:
-        context = first * (last / first) ** ((ts - at) / (end - at)) if tokens else 0.0
-        # A round writes two events.
-        pause = context / reads / tokens if tokens else 2 * 60 / usual.events_per_active_minute
+        if rate:
+            size = max(first * (last / first) ** ((ts - at) / (end - at)), times(ts) * rate * _SHORTEST_S)
+            pause = size / rate
+            written = max(1, round(size * writes))
+        else:
+            pause = 2 * 60 / usual.events_per_active_minute  # a round writes two events
         ts += pause / times(ts) * lay.rng.uniform(0.8, 1.2)
         if ts > end:
             break
+        context = round(size * (1 - writes)) if rate else None
+        cached = None if context is None or usual.cached_share is None else round(context * usual.cached_share)
         round_id = run.call_model(
-            ts,
-            asks=True,
-            input_tokens=round(context) if tokens else None,
-            cached=round(context * usual.cached_share) if tokens and usual.cached_share is not None else None,
-            output_tokens=max(1, round(context / reads * usual.output_share)) if tokens else None,
+            ts, asks=True, input_tokens=context, cached=cached, output_tokens=written if rate else None
         )
         run.write(
             "tool",
