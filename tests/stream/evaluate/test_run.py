@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -259,3 +261,18 @@ def test_plots_without_matplotlib_are_refused_before_the_work(
     done = evaluate(folder, "--plots", folder / "p")
     assert (done.code, done.out) == (2, "")
     assert done.err == "burnfuse: --plots needs matplotlib: pip install 'burnfuse[evaluate]'\n"
+
+
+# ------------------------------------------------------------------------- as a process of its own
+
+
+def test_it_stops_at_ctrl_c_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stream", "evaluate", str(tmp_path), "--data", "injected"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[3]) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "evaluating injected (1 of 1)\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
