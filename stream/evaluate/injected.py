@@ -185,15 +185,14 @@ class Injected:
         for done, (stream, faults) in enumerate(runs):
             recording = _recording(stream, faults)
             labels |= {kind: f"{fault.kind}, {fault.size}" for kind, _, fault in faults}
-            for turn, contender in enumerate(contenders):
-                found = traces.found(recording, contender)
+            for contender, found in zip(contenders, traces.found_by_each(recording, contenders).values(), strict=True):
                 if faults:
                     fresh = [(i, finding) for i, finding in found if finding.id not in known[contender.name]]
                     _judge(recording, contender, fresh, faults, tallies)
                 else:
                     known[contender.name] = {finding.id for _, finding in found}
                     alarms[contender.name][stream.name] = len(traces.alarms(finding for _, finding in found))
-                progress((done + (turn + 1) / len(contenders)) / len(runs))
+            progress((done + 1) / len(runs))
         days = sum(stream.agent_days() for stream in streams)
         over = ", ".join(f"{stream.name} ({len(stream.events):,} events)" for stream in streams)
         told = [

@@ -185,6 +185,21 @@ def found(
     return sorted(pairs, key=lambda pair: pair[0])
 
 
+def found_by_each(recording: Recording, contenders: Sequence[Contender]) -> dict[str, list[tuple[int, Finding]]]:
+    """As `found`, for contenders of one configuration, by name: a detector runs once however many have it.
+
+    Detectors do not influence each other, so what each finds is what it finds alone.
+
+    Raises:
+        BurnfuseError: a detector failed.
+    """
+    made = {contender.name: contender.make() for contender in contenders}
+    pool = {name: detector for detectors in made.values() for name, detector in detectors.items()}
+    settings = contenders[0].settings if contenders else None
+    pairs = found(recording, Contender("each", lambda: pool, settings=settings))
+    return {name: [pair for pair in pairs if pair[1].detector in own] for name, own in made.items()}
+
+
 def run(
     records: Sequence[bytes],
     contender: Contender,

@@ -18,7 +18,8 @@ from stream.errors import BurnfuseError, InputError
 from stream.evaluate import traces
 from stream.evaluate.base import Contender
 from stream.evaluate.baselines import ManyMessages, SameCall
-from stream.settings import parse
+from stream.evaluate.run import contenders
+from stream.settings import default_settings, parse
 
 Event = dict[str, Any]
 
@@ -88,6 +89,15 @@ def test_a_recording_is_a_sequence_of_records() -> None:
     assert json.loads(recording[1])["event_id"] == "task1"
     assert len(recording) == len(recording[0:2]) == 2
     assert list(recording[1:]) == [recording[1]]
+
+
+def test_together_contenders_find_what_each_finds_alone() -> None:
+    made = contenders(default_settings())
+    recording = traces.encoded([call(i) for i in range(9)] + [message(20 + i) for i in range(25)])
+    together = traces.found_by_each(recording, made)
+    alone = {contender.name: traces.found(recording, contender) for contender in made}
+    assert together == alone
+    assert sum(map(bool, alone.values())) >= 4
 
 
 def test_the_contenders_settings_are_heeded() -> None:
