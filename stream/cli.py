@@ -177,6 +177,26 @@ def replay(
         raise typer.Exit(3)
 
 
+@app.command(epilog="Example: burnfuse evaluate labelled/ --data loops --data spiral --plots pictures/")
+def evaluate(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of labelled data.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this kind of data; may be given again. All that DIR holds otherwise.", metavar="KIND"),
+    ] = None,
+    config: ConfigOption = None,
+    plots: Annotated[
+        str | None, typer.Option(help="Draw pictures into this folder (PNG).", metavar="FOLDER", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measures the detectors, and naive rules beside them, on labelled data: one table."""
+    from stream.evaluate.run import run
+
+    logs.set_up(False)
+    run(folder, data or [], _settings(config), plots, json=json)
+
+
 @config_app.command("check", epilog="Example: burnfuse config check burnfuse.yaml")
 def config_check(path: Annotated[str, typer.Argument(help="Configuration file.")]) -> None:
     """Tells every problem of a configuration file at once."""

@@ -2,28 +2,32 @@
 
 Each function takes a list of events (dicts, as decoded from JSON) and gives back a new list with the
 fault's events merged in by time, and a `Fault` that says what was laid where. The given list and its
-events are left as they are. A fault is a run of its own, `fault-<kind>-<agent>-<time>`, made to look like
-the agent's own work: its team, model and token sizes are taken from what the agent did before.
+events are left as they are, in their order; what burnfuse would reject stays where it is. A fault is a run
+of its own, `fault-<kind>-<agent>-<time>`, made to look like the agent's own work: its team, model and token
+sizes are taken from what the agent did before. What the agent's events do not tell (tokens, models, teams),
+the fault's do not tell either.
 
 The same arguments give the same events. Times are epoch seconds, sizes tokens.
 
 >>> work = {"event_id": "a", "ts": 0.0, "agent_id": "bot", "input_tokens": 900, "output_tokens": 100}
 >>> events, fault = retry_loop([work], "bot", at=60.0, n_calls=3, gap_s=5.0)
->>> fault.run_id, fault.events, len(events)
-('fault-retry-loop-bot-60', 6, 7)
+>>> fault.run_id, fault.size, fault.events, len(events)
+('fault-retry-loop-bot-60', '3 calls', 6, 7)
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import accumulate
 from random import Random
 from statistics import median
 from typing import Any
+
+from stream.ingest.decode import Invalid, event_time
 
 Event = dict[str, Any]
 
@@ -36,6 +40,10 @@ MIN_GAP_S = 2.0
 CONTEXT_LIMIT = 200_000
 """Largest context of an injected call, tokens: the window of common models."""
 
+_SHORTEST_S = 0.05
+"""Shortest mean time between the model calls of a runaway, s. Whoever burns more than such a run can read makes
+larger calls instead of more."""
+
 _IDENTITY = ("tenant", "team", "user", "provider", "model")
 
 
@@ -46,6 +54,8 @@ class Fault:
     name: str
     """Unique in a stream: kind, agent and time."""
     kind: str
+    size: str
+    """What was asked for, in words."""
     agent_id: str
     run_id: str
     """The run at fault; for a fault of many runs the one at their top."""
@@ -90,7 +100,7 @@ def retry_loop(
             error_type=error_type,
             round_id=round_id,
         )
-    return lay.merged()
+    return lay.merged(f"{n_calls} calls")
 
 
 def runaway(
@@ -101,6 +111,7 @@ def runaway(
     factor: float = 40.0,
     minutes: float = 20.0,
     growth: float = 6.0,
+    doubling_min: float | None = None,
     tool: str = "search",
     seed: int = 0,
 ) -> tuple[list[Event], Fault]:
@@ -109,34 +120,44 @@ def runaway(
     "Usually" is the median of tokens per active minute before `at`. The rate holds for the whole time while
     the context grows, so calls get fewer and larger. The shares of cached and of written tokens are the
     agent's own over all its calls, so that weighting tokens by kind or by price keeps the factor's size.
-    Every call is followed by a tool call with new arguments and a new result, so that nothing repeats.
+    Every call is followed by a tool call with new arguments and a new result, so that nothing repeats. Where
+    the agent's tokens are not known, the factor is that of its events per active minute.
 
     Args:
         factor: rate of the run over the agent's usual rate.
         minutes: duration.
         growth: context at the end over context at the start (never above `CONTEXT_LIMIT`).
+        doubling_min: the rate begins as the agent's usual one and doubles every so many minutes until it
+            has reached `factor`; None: it begins there.
     """
     lay = _Layer("runaway", events, agent_id, at, seed)
     run, usual = lay.run(agent_id), lay.usual(agent_id)
-    rate = factor * usual.tokens_per_active_minute / 60
-    if rate <= 0:
-        raise ValueError(f"agent {agent_id!r} has no model calls with token counts before {at}")
-    reads = 1 - usual.output_share
-    first = min(max(usual.input_tokens, rate * reads * MIN_GAP_S), CONTEXT_LIMIT)
-    last = max(first, min(growth * first, CONTEXT_LIMIT))
+    rate, writes = usual.tokens_per_active_minute / 60, usual.output_share
     end = at + 60 * minutes
+
+    def times(ts: float) -> float:
+        return factor if doubling_min is None else min(factor, 2 ** ((ts - at) / 60 / doubling_min))
+
+    # Sizes are of a whole call, read and written.
+    limit = CONTEXT_LIMIT / (1 - writes) if writes < 1 else math.inf
+    own = usual.input_tokens / (1 - writes) if writes < 1 else usual.output_tokens
+    first = min(max(own, times(at) * rate * MIN_GAP_S), limit)
+    last = max(first, min(growth * first, limit))
     ts = at
     while True:
-        context = first * (last / first) ** ((ts - at) / (end - at))
-        ts += context / reads / rate * lay.rng.uniform(0.8, 1.2)
+        if rate:
+            size = max(first * (last / first) ** ((ts - at) / (end - at)), times(ts) * rate * _SHORTEST_S)
+            pause = size / rate
+            written = max(1, round(size * writes))
+        else:
+            pause = 2 * 60 / usual.events_per_active_minute  # a round writes two events
+        ts += pause / times(ts) * lay.rng.uniform(0.8, 1.2)
         if ts > end:
             break
+        context = round(size * (1 - writes)) if rate else None
+        cached = None if context is None or usual.cached_share is None else round(context * usual.cached_share)
         round_id = run.call_model(
-            ts,
-            asks=True,
-            input_tokens=round(context),
-            cached=round(context * usual.cached_share) if usual.cached_share is not None else None,
-            output_tokens=max(1, round(context / reads * usual.output_share)),
+            ts, asks=True, input_tokens=context, cached=cached, output_tokens=written if rate else None
         )
         run.write(
             "tool",
@@ -146,7 +167,8 @@ def runaway(
             result_hash=lay.hash("result", run.written),
             round_id=round_id,
         )
-    return lay.merged()
+    pace = f"{factor:g}x" if doubling_min is None else f"doubling every {doubling_min:g} min to {factor:g}x"
+    return lay.merged(f"{pace} for {minutes:g} min")
 
 
 def fan_out(
@@ -206,7 +228,7 @@ def fan_out(
             to_run_id=mother.id,
             args_hash=lay.hash("report", i),
         )
-    return lay.merged()
+    return lay.merged(f"{agents} agents in {seconds:g} s")
 
 
 def cycle(
@@ -240,7 +262,7 @@ def cycle(
             result_hash=lay.hash("result", place),
             round_id=round_id,
         )
-    return lay.merged()
+    return lay.merged(f"{laps} laps of {len(tools)}")
 
 
 def ping_pong(
@@ -273,19 +295,19 @@ def ping_pong(
             to_run_id=listener.id,
             args_hash=lay.hash("words", speaker.id),
         )
-    return lay.merged()
+    return lay.merged(f"{messages} messages")
 
 
-def seconds_of(ts: str | int | float) -> float:
-    """The time of a native event as epoch seconds.
+def merged(events: Sequence[Event], laid: Iterable[Event]) -> list[Event]:
+    """A stream with other events laid over it by time.
 
-    >>> seconds_of("1970-01-01T00:01:00Z"), seconds_of(60), seconds_of(1_780_000_000_000_000_000)
-    (60.0, 60.0, 1780000000.0)
+    The stream's own events keep their order, so that one that came late stays late; they come first where
+    times are equal.
     """
-    if isinstance(ts, str):
-        moment = datetime.fromisoformat(ts)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return ts / 1e9 if isinstance(ts, int) and ts > 10**17 else float(ts)
+    came = accumulate((-math.inf if ts is None else ts for ts in map(_time, events)), max)
+    both = [*zip(came, events, strict=True), *((event_time(event["ts"]), event) for event in laid)]
+    both.sort(key=lambda entry: entry[0])
+    return [event for _, event in both]
 
 
 # ------------------------------------------------------------------------------------- how it is laid
@@ -307,14 +329,16 @@ class _Usual:
     """Cached input tokens over input tokens; None where the agent reports none."""
     tokens_per_active_minute: float
     """Median over the minutes with tokens."""
+    events_per_active_minute: float
+    """Median over the minutes with events."""
 
 
 class _Layer:
     """The events of one fault while it is being made."""
 
     def __init__(self, kind: str, events: Sequence[Event], agent_id: str, at: float, seed: int) -> None:
-        self._times = [seconds_of(event["ts"]) for event in events]
         self._events = events
+        self._times = [_time(event) for event in events]
         self._at = at
         self._kind = kind
         self._agent_id = agent_id
@@ -322,7 +346,7 @@ class _Layer:
         self._usual: dict[str, _Usual] = {}
         self.name = f"fault-{kind}-{agent_id}-{at:.0f}"
         self.rng = Random(f"{self.name}/{seed}")  # noqa: S311 - a simulation, no secrets
-        if any(event.get("root_run_id", event.get("run_id")) == self.name for event in events):
+        if any(self.name in (event.get("root_run_id"), event.get("run_id")) for event in events):
             raise ValueError(f"the stream already holds {self.name!r}: choose another time")
 
     def usual(self, agent_id: str) -> _Usual:
@@ -331,7 +355,7 @@ class _Layer:
             own = [
                 (ts, event)
                 for ts, event in zip(self._times, self._events, strict=True)
-                if ts < self._at and event["agent_id"] == agent_id
+                if ts is not None and ts < self._at and event.get("agent_id") == agent_id
             ]
             if not own:
                 raise ValueError(f"the stream holds no event of agent {agent_id!r} before {self._at}")
@@ -350,16 +374,15 @@ class _Layer:
         text = "/".join(map(str, (self.name, *of)))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def merged(self) -> tuple[list[Event], Fault]:
-        """All events by time, the stream's own first where times are equal, and what was laid."""
+    def merged(self, size: str) -> tuple[list[Event], Fault]:
+        """All events, and what was laid."""
         if not self._laid:
             raise ValueError(f"{self.name}: nothing to lay; make it longer or larger")
         self._laid.sort(key=lambda entry: entry[0])
-        both = [*zip(self._times, self._events, strict=True), *self._laid]
-        both.sort(key=lambda entry: entry[0])
         fault = Fault(
             name=self.name,
             kind=self._kind,
+            size=size,
             agent_id=self._agent_id,
             run_id=self.name,
             root_run_id=self.name,
@@ -367,7 +390,7 @@ class _Layer:
             end=self._laid[-1][0],
             events=len(self._laid),
         )
-        return [event for _, event in both], fault
+        return merged(self._events, [event for _, event in self._laid]), fault
 
 
 class _Run:
@@ -439,15 +462,24 @@ class _Run:
         return round_id
 
 
+def _time(event: Event) -> float | None:
+    """When it happened, epoch seconds; None where burnfuse would reject it."""
+    try:
+        return event_time(event["ts"])
+    except (KeyError, TypeError, Invalid):
+        return None
+
+
 def _usual(own: Sequence[tuple[float, Event]]) -> _Usual:
-    """Figures of one agent's events, given with their times in order."""
-    calls = [(ts, e) for ts, e in own if e.get("kind", "llm") == "llm" and e.get("input_tokens") is not None]
+    """Figures of one agent's events, given with their times."""
+    calls = [(ts, e) for ts, e in own if (e.get("kind") or "llm") == "llm" and e.get("input_tokens") is not None]
     inputs = [float(e["input_tokens"]) for _, e in calls]
     outputs = [float(e.get("output_tokens") or 0) for _, e in calls]
     caching = [e for _, e in calls if e.get("cached_input_tokens") is not None]
     per_minute: defaultdict[int, float] = defaultdict(float)
     for (ts, _), read, written in zip(calls, inputs, outputs, strict=True):
         per_minute[int(ts // 60)] += read + written
+    events_per_minute = Counter(int(ts // 60) for ts, _ in own)
     last = calls[-1][1] if calls else own[-1][1]
     return _Usual(
         identity={key: last[key] for key in _IDENTITY if last.get(key) is not None},
@@ -456,6 +488,7 @@ def _usual(own: Sequence[tuple[float, Event]]) -> _Usual:
         output_share=_ratio(sum(outputs), sum(inputs) + sum(outputs)),
         cached_share=_ratio(sum(e["cached_input_tokens"] for e in caching), sum(inputs)) if caching else None,
         tokens_per_active_minute=_median(per_minute.values()),
+        events_per_active_minute=_median(events_per_minute.values()),
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from detectors.base import Detector
+from detectors.types import Scope
+from stream.settings import Settings
 
 Progress = Callable[[float], None]
 """Told the share done, 0 to 1, as often as one likes."""
@@ -27,6 +29,18 @@ class Contender:
     """Fresh detectors by name."""
     baseline: bool = False
     """One of the references: the null detector or a naive rule."""
+    settings: Settings | None = None
+    """The configuration in force; None: the defaults."""
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        """What it keeps state for."""
+        return frozenset(detector.spec.scope for detector in self.make().values())
+
+
+def sensible(contenders: Sequence[Contender], scopes: Collection[Scope]) -> list[Contender]:
+    """The contenders that can see something in data about these scopes, and all the references."""
+    return [contender for contender in contenders if contender.baseline or contender.scopes & set(scopes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +79,15 @@ class Row:
 
     @property
     def precision(self) -> float | None:
-        """Share of what was flagged that is a case; None where nothing was flagged."""
+        """Share of what was flagged that is a case; None where nothing was, or where only one kind could be."""
         flagged = self.caught + self.false_alarms
-        return self.caught / flagged if flagged else None
+        both = (self.caught or self.missed) and (self.false_alarms or self.healthy or self.agent_days)
+        return self.caught / flagged if flagged and both else None
+
+    @property
+    def false_alarms_per_agent_day(self) -> float | None:
+        """None where the data tell no real times."""
+        return self.false_alarms / self.agent_days if self.agent_days else None
 
 
 @dataclass(frozen=True, slots=True)

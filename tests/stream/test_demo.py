@@ -43,7 +43,7 @@ def test_the_saved_stream_is_the_one_that_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_missed_fault_is_called_missed() -> None:
-    fault = Fault("f", "runaway", "bot", "run-1", "run-1", 1000.0, 2000.0, 7)
+    fault = Fault("f", "runaway", "10x", "bot", "run-1", "run-1", 1000.0, 2000.0, 7)
     assert "MISSED" in summary([fault], [])[2]
     incident = Incident(id="i-1", state="open", severity="warning", scope="run", opened_ts=1030.0, ts=1030.0,  # type: ignore[arg-type]
                         last_ts=1030.0, agent_id="other", run_id="other", root_run_id="other", title="t",

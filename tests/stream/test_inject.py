@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from burnfuse.event import UsageEvent
-from stream.inject import CONTEXT_LIMIT, Fault, cycle, fan_out, ping_pong, retry_loop, runaway, seconds_of
+from stream.ingest.decode import event_time
+from stream.inject import CONTEXT_LIMIT, Fault, cycle, fan_out, ping_pong, retry_loop, runaway
 
 Event = dict[str, Any]
 Injected = tuple[list[Event], Fault]
@@ -45,6 +49,7 @@ def recording(ts: Callable[[float], str | int | float] = float) -> list[Event]:
 ALL: dict[str, Callable[[list[Event]], Injected]] = {
     "retry-loop": lambda events: retry_loop(events, "bot", AT, n_calls=25, gap_s=4.0),
     "runaway": lambda events: runaway(events, "bot", AT, factor=40, minutes=10),
+    "doubling": lambda events: runaway(events, "bot", AT, factor=60, minutes=20, doubling_min=3),
     "fan-out": lambda events: fan_out(events, "bot", AT, agents=50, seconds=30, worker_id="other"),
     "cycle": lambda events: cycle(events, "bot", AT, laps=7),
     "ping-pong": lambda events: ping_pong(events, "bot", "other", AT, messages=21),
@@ -89,7 +94,7 @@ def test_fault_says_what_was_laid_where(inject: Callable[[list[Event]], Injected
     injected = inject(recording())
     fault, own = injected[1], laid(injected)
     assert fault.name == fault.run_id == fault.root_run_id == f"fault-{fault.kind}-bot-40000"
-    assert inject is ALL[fault.kind]
+    assert inject in (ALL[fault.kind], ALL["doubling"])
     assert (fault.agent_id, fault.events) == ("bot", len(own))
     assert (fault.start, fault.end) == (own[0]["ts"], own[-1]["ts"])
     assert AT <= fault.start < AT + 60
@@ -97,7 +102,7 @@ def test_fault_says_what_was_laid_where(inject: Callable[[list[Event]], Injected
 
 def test_merged_events_are_valid_in_order_and_unique(inject: Callable[[list[Event]], Injected]) -> None:
     merged, _ = inject(recording())
-    times = [seconds_of(event["ts"]) for event in merged]
+    times = [event_time(event["ts"]) for event in merged]
     assert times == sorted(times)
     assert len({event["event_id"] for event in merged}) == len(merged)
     for event in merged:
@@ -145,17 +150,100 @@ def test_times_may_be_text_or_whole_seconds(ts: Callable[[float], str | int]) ->
 
 
 def test_nanoseconds_are_told_from_seconds() -> None:
-    assert seconds_of(1_780_000_000_500_000_000) == 1_780_000_000.5
-    assert seconds_of(1_780_000_000) == 1_780_000_000.0
-    assert seconds_of("2026-03-02T01:00:00+01:00") == seconds_of("2026-03-02T00:00:00") == 1772409600.0
+    assert event_time(1_780_000_000_500_000_000) == 1_780_000_000.5
+    assert event_time(1_780_000_000) == 1_780_000_000.0
+    assert event_time("2026-03-02T01:00:00+01:00") == event_time("2026-03-02T00:00:00") == 1772409600.0
 
 
-def test_a_recording_without_token_counts_takes_all_faults_but_a_runaway() -> None:
-    bare = [{key: e[key] for key in ("event_id", "ts", "agent_id")} for e in recording()]
-    own = laid(retry_loop(bare, "bot", AT))
-    assert not any("input_tokens" in event or "output_tokens" in event for event in own)
-    with pytest.raises(ValueError, match="no model calls with token counts"):
-        runaway(bare, "bot", AT)
+def bare(*kept: str) -> list[Event]:
+    """The recording with nothing but these fields."""
+    return [{key: event[key] for key in ("ts", "agent_id", *kept)} for event in recording()]
+
+
+def test_a_recording_without_token_counts_takes_faults_without_token_counts(
+    inject: Callable[[list[Event]], Injected],
+) -> None:
+    own = laid(inject(bare()))
+    assert not any(name in event for event in own for name in ("input_tokens", "output_tokens", "model", "team"))
+
+
+@pytest.mark.parametrize("used", [(10**12, 0), (0, 10**9), (10**9, 10**9)])
+def test_a_runaway_of_absurd_size_makes_larger_calls_instead_of_millions(used: tuple[int, int]) -> None:
+    events = [event | dict(zip(("input_tokens", "output_tokens"), used, strict=True)) for event in recording()]
+    own = laid(runaway(events, "bot", AT, factor=40, minutes=1))
+    assert len(own) < 3000  # at most 20 calls a second, each with a tool call
+    assert tokens(own) == pytest.approx(40 * sum(used), rel=0.1)
+
+
+def test_a_runaway_where_tokens_are_unknown_is_so_many_times_the_events() -> None:
+    # Both agents write one event in each of their active minutes.
+    own = laid(runaway(bare("event_id"), "bot", AT, factor=20, minutes=10))
+    assert len(own) / 10 == pytest.approx(20, rel=0.1)
+
+
+def test_what_would_be_rejected_stays_where_it_is(inject: Callable[[list[Event]], Injected]) -> None:
+    bad: list[Event] = [{}, {"agent_id": "bot"}, {"ts": "soon", "agent_id": "bot"}, {"ts": 5.0}, {"ts": None}]
+    events = recording()
+    events[100:100] = bad
+    merged, _ = inject(events)
+    assert [event for event in merged if "fault" not in str(event.get("root_run_id"))] == events
+    assert merged[100:105] == bad
+
+
+def test_events_that_came_late_stay_where_they_came() -> None:
+    events = recording()
+    late = events.pop(300)
+    events.insert(900, late)
+    merged, fault = retry_loop(events, "bot", AT)
+    assert [event for event in merged if event.get("root_run_id") != fault.root_run_id] == events
+
+
+def test_the_size_is_told_in_words() -> None:
+    sizes = {kind: inject(recording())[1].size for kind, inject in ALL.items()}
+    assert sizes == {
+        "retry-loop": "25 calls",
+        "runaway": "40x for 10 min",
+        "doubling": "doubling every 3 min to 60x for 20 min",
+        "fan-out": "50 agents in 30 s",
+        "cycle": "7 laps of 3",
+        "ping-pong": "21 messages",
+    }
+
+
+FIELDS = {
+    "event_id": st.text(max_size=8),
+    "run_id": st.text(max_size=8),
+    "root_run_id": st.text(max_size=8),
+    "kind": st.sampled_from(["llm", "tool", "message", "spawn", "compaction", "outcome"]),
+    "model": st.sampled_from(["gpt-5", "unheard of"]),
+    "team": st.text(max_size=8),
+    "input_tokens": st.integers(0, 10**4),
+    "cached_input_tokens": st.integers(0, 10**4),
+    "output_tokens": st.integers(0, 10**4),
+}
+SECONDS = st.floats(0, 1e6) | st.integers(0, 10**6)
+TIMES = SECONDS | SECONDS.map(lambda s: int((s + 2e8) * 1e9)) | SECONDS.map(
+    lambda s: datetime.fromtimestamp(s, UTC).isoformat()
+)  # fmt: skip
+STREAMS = st.lists(
+    st.fixed_dictionaries({"ts": TIMES, "agent_id": st.sampled_from(["bot", "other"])}, optional=FIELDS), max_size=30
+)
+
+
+@given(STREAMS, st.sampled_from(sorted(ALL)))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+def test_any_stream_takes_any_fault_and_burnfuse_takes_all_of_it(events: list[Event], kind: str) -> None:
+    known: list[Event] = [{"ts": 1.0, "agent_id": "bot"}, {"ts": 2.0, "agent_id": "other"}]
+    stream = known + events
+    merged, fault = ALL[kind](stream)
+    own = [event for event in merged if event.get("root_run_id") == fault.root_run_id]
+    assert len(own) == fault.events
+    assert [event for event in merged if event.get("root_run_id") != fault.root_run_id] == stream
+    times = [event_time(event["ts"]) for event in own]
+    assert times == sorted(times)
+    assert (times[0], times[-1]) == pytest.approx((fault.start, fault.end), abs=1e-3)
+    for event in own:
+        msgspec.json.decode(msgspec.json.encode(event), type=UsageEvent)
 
 
 # ------------------------------------------------------------------------------------- each injector
@@ -169,6 +257,14 @@ def test_retry_loop_repeats_one_failing_call_with_a_model_round_before_each() ->
     assert len({event["args_hash"] for event in calls}) == len({event["result_hash"] for event in calls}) == 1
     assert len({event["round_id"] for event in calls}) == 120
     assert calls[-1]["ts"] - calls[0]["ts"] == pytest.approx(119 * 5, abs=2)
+
+
+def test_a_doubling_runaway_begins_as_usual_and_doubles_until_it_has_reached_the_factor() -> None:
+    own = laid(runaway(recording(), "bot", AT, factor=32, minutes=24, doubling_min=3))
+    # From 1,100 tokens a minute: 3 minutes at 2 ** (t / 3) are 4,761 tokens, and twice that every 3 minutes.
+    burnt = [tokens([e for e in own if AT + 180 * i <= e["ts"] < AT + 180 * (i + 1)]) for i in range(8)]
+    assert burnt[3:5] == pytest.approx([8 * 4761, 16 * 4761], rel=0.25)
+    assert burnt[6:] == pytest.approx([3 * 32 * 1100] * 2, rel=0.15)
 
 
 @pytest.mark.parametrize("factor", [4, 40, 400, 40_000])

@@ -15,7 +15,8 @@ from genai_prices import Usage, calc_price
 from numpy.typing import NDArray
 
 from burnfuse.event import UsageEvent
-from stream.inject import Fault, seconds_of
+from stream.ingest.decode import event_time
+from stream.inject import Fault
 from stream.simulate import COMPANY, START, demo_stream, figures, simulate
 from stream.simulate.figures import Spread
 
@@ -61,7 +62,7 @@ def tools(events: list[Event]) -> list[Event]:
 def per_minute(events: list[Event], agent_id: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Requests and tokens of an agent per minute, two arrays of (minutes,)."""
     own = [event for event in requests(events) if event["agent_id"] == agent_id]
-    minute = np.array([(seconds_of(event["ts"]) - START) // 60 for event in own], dtype=np.int64)
+    minute = np.array([(event_time(event["ts"]) - START) // 60 for event in own], dtype=np.int64)
     size = [float(event["input_tokens"] + event["output_tokens"]) for event in own]
     count, tokens = np.zeros(DAYS * 1440), np.zeros(DAYS * 1440)
     np.add.at(count, minute, 1.0)
@@ -100,7 +101,7 @@ def test_every_event_is_a_valid_native_event(demo: Demo) -> None:
 
 
 def test_events_are_in_time_order_inside_the_asked_days(demo: Demo) -> None:
-    times = [seconds_of(event["ts"]) for event in demo[0]]
+    times = [event_time(event["ts"]) for event in demo[0]]
     assert times == sorted(times)
     assert times[0] >= START
     assert times[-1] < START + DAYS * 86400
@@ -130,7 +131,7 @@ def test_spawned_runs_name_their_parent_and_their_root(events: list[Event]) -> N
     assert spawns
     for spawn in spawns:
         child = first[spawn["to_run_id"]]
-        assert seconds_of(child["ts"]) >= seconds_of(spawn["ts"])
+        assert event_time(child["ts"]) >= event_time(spawn["ts"])
         assert child["agent_id"] == spawn["to_agent_id"]
         assert (child["parent_run_id"], child["parent_agent_id"]) == (spawn["run_id"], spawn["agent_id"])
         assert child["root_run_id"] == spawn["root_run_id"]
@@ -180,7 +181,7 @@ def test_an_agent_around_the_clock_has_its_own_baseline_before_the_last_day(even
 def test_requests_come_as_unevenly_as_measured(events: list[Event]) -> None:
     spread = []
     for agent_id in AROUND_THE_CLOCK:
-        times = [seconds_of(e["ts"]) for e in requests(events) if e["agent_id"] == agent_id]
+        times = [event_time(e["ts"]) for e in requests(events) if e["agent_id"] == agent_id]
         windows = [[*group] for _, group in groupby(times, key=lambda ts: int(ts // 600))]
         gaps = [np.diff(window) for window in windows if len(window) >= 5]
         spread.append(np.median([gap.std() / gap.mean() for gap in gaps]))
@@ -300,7 +301,7 @@ def test_pollers_keep_their_pace_and_see_a_change_in_the_end(events: list[Event]
     for run in by_run(of_kind(events, "poller")):
         looks = tools(run)
         assert len({call_of(event) for event in looks}) == 1
-        gaps = [seconds_of(b["ts"]) - seconds_of(a["ts"]) for a, b in pairwise(looks)]
+        gaps = [event_time(b["ts"]) - event_time(a["ts"]) for a, b in pairwise(looks)]
         assert not gaps or min(gaps) >= figures.POLL_SECONDS[0]
         longest = max(longest, *(len([*same]) for _, same in groupby(map(answer_of, looks))))
     assert figures.POLLS_UNCHANGED[0] < longest <= figures.POLLS_UNCHANGED[1]
@@ -312,7 +313,7 @@ def test_refused_requests_wait_longer_each_time(events: list[Event]) -> None:
         refused = [event for event in run if event.get("http_status") == 429]
         for a, b, c in zip(refused, refused[1:], refused[2:], strict=False):
             if (a["attempt"], b["attempt"], c["attempt"]) == (1, 2, 3):
-                first, second, third = (seconds_of(event["ts"]) for event in (a, b, c))
+                first, second, third = (event_time(event["ts"]) for event in (a, b, c))
                 assert third - second > second - first
                 grew += 1
     assert grew > 0
