@@ -29,7 +29,7 @@ lint: .venv/.dev ## check style and format
 	@$(BIN)/ruff format --check . $(SCRIPTS)
 
 types: .venv/.dev ## check types
-	@$(BIN)/mypy --strict burnfuse detectors stream $(SCRIPTS)
+	@$(BIN)/mypy --strict burnfuse detectors stream benchmarks $(SCRIPTS)
 
 venv: .venv/.server ## make .venv with burnfuse in it
 
