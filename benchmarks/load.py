@@ -102,7 +102,7 @@ def chunks(load: Load) -> Iterator[list[Usage]]:
         index = np.arange(low, low + n)
         by_share = np.minimum(np.searchsorted(reach, draws[0, :n]), load.agents - 1)
         agent = by_share if load.zipf else index % load.agents
-        looping = _loops(load, index)
+        looping = loops(load, index)
         agent = np.where(looping >= 0, looping * 7919 % load.agents, agent)
         yield _format(load, index, agent, looping, _runs(agent, counts, parallel), draws[1:, :n], integers[:, :n])
 
@@ -112,7 +112,7 @@ def event_index(event_id: str) -> int:
     return int(event_id.rpartition("-")[2], 16)
 
 
-def _loops(load: Load, index: NDArray[np.int64]) -> NDArray[np.int64]:
+def loops(load: Load, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) number of the planted loop each event belongs to, -1 for none."""
     if not load.loop_every:
         return np.full(len(index), -1)

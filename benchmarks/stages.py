@@ -8,9 +8,7 @@ and writing to Kafka, and Faust's own work, come on top: `benchmarks.throughput`
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
 import sys
 import time
@@ -18,10 +16,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks import results, screen
 from benchmarks.load import Load, chunks
 from burnfuse.event import UsageEvent
 from detectors.base import registered
@@ -216,19 +214,13 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stages",
-        description="Where the time goes, stage by stage, without Kafka.",
-        epilog="example: python -m benchmarks.stages --events 200000 --repeats 3 --core 0",
-    )
-    parser.add_argument("--events", type=int, default=200_000)
+    parser = screen.parser("stages", __doc__.splitlines()[0], "--events 200000 --repeats 3 --core 0", events=200_000)
     parser.add_argument("--agents", type=int, default=Load().agents)
     parser.add_argument("--zipf", type=float, default=Load().zipf, help="0: every agent in turn")
     parser.add_argument("--batch", type=int, default=2000, help="records ingest takes at once")
     parser.add_argument("--gather", type=int, default=1, help="batches of ingest that detectors take at once")
     parser.add_argument("--repeats", type=int, default=1, help="the fastest run is shown")
     parser.add_argument("--core", type=int, help="stay on this core")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here, too")
     options = parser.parse_args(arguments)
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})
@@ -236,8 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [measure(load, options.batch, options.gather) for _ in range(options.repeats)]
     best = min(runs, key=lambda run: run["total_us"])
     sys.stdout.write(table(best) + "\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
+    results.save(options.json, "stages", best)
 
 
 if __name__ == "__main__":

@@ -43,4 +43,4 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     out = tmp_path / "stages.json"
     stages.main(["--events", "1000", "--agents", "100", "--batch", "200", "--gather", "3", "--json", str(out)])
     assert "records to columns" in capsys.readouterr().out
-    assert json.loads(out.read_text())["load"]["events"] == 1000
+    assert json.loads(out.read_text())["stages"]["load"]["events"] == 1000
