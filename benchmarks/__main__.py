@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks import detectors_alone, latency, results, scaling, stages, throughput
 from benchmarks.contenders import CONTENDERS
-from benchmarks.screen import add_seconds, parser, say
+from benchmarks.screen import add_seconds, command_line, parser, say
 
 PARTS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "stages": stages.main,
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(main)

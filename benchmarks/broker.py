@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,8 @@ from tests import kafka_broker
 
 PARTITIONS = 8
 _WAIT_S = 30.0
-_KEPT = "usage-"
+_KEPT, _PASSING = "usage-", "run-"
+"""How names of topics begin: of those that are kept for the next time, and of those of one measurement."""
 
 
 @dataclass(slots=True)
@@ -71,8 +73,15 @@ class Broker:
     def ends(self, topic: str, partitions: int) -> dict[int, int]:
         """Partition -> offset of the next record."""
         wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in range(partitions)}
-        found = self.admin.list_offsets(wanted, request_timeout=_WAIT_S)
-        return {tp.partition: future.result(_WAIT_S).offset for tp, future in found.items()}
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            found = self.admin.list_offsets(wanted, request_timeout=_WAIT_S)
+            try:
+                return {tp.partition: future.result(_WAIT_S).offset for tp, future in found.items()}
+            except KafkaException:  # a broker that has just started does not lead its partitions yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def committed(self, group: str) -> dict[str, int]:
         """Topic -> sum of what a group has committed on its partitions."""
@@ -136,6 +145,11 @@ class Broker:
         return topic
 
 
+def new_group() -> str:
+    """A consumer group for one measurement; its topics begin with its name."""
+    return f"{_PASSING}{uuid.uuid4().hex[:12]}"
+
+
 def topic_name(load: Load, keyed: bool) -> str:
     """Tells all that decides what is on the topic."""
     figures = hashlib.sha256(repr(astuple(load)).encode()).hexdigest()[:8]
@@ -154,6 +168,8 @@ def running(folder: Path) -> Iterator[Broker]:
     try:
         with kafka_broker.running("--dir", str(folder)) as address:
             pid = child_named("java", os.getpid())
-            yield Broker(address, pid, AdminClient({"bootstrap.servers": address, "log_level": 0}))
+            broker = Broker(address, pid, AdminClient({"bootstrap.servers": address, "log_level": 0}))
+            broker.delete_prefix(_PASSING)  # of measurements that did not end well
+            yield broker
     finally:
         os.sched_setaffinity(0, set(CORES))

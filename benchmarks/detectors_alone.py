@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.screen import parser, say
+from benchmarks.screen import command_line, parser, say
 
 HERE = Path(__file__).with_name("test_detectors.py")
 
@@ -50,4 +50,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

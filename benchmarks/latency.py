@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from benchmarks.contenders import CONTENDERS, Job
 from benchmarks.load import Load, event_index
 from benchmarks.measure import command
 from benchmarks.processes import CORES, Process, running
-from benchmarks.screen import FOLDER, add_seconds, parser, progress, say
+from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
 from tests.slack_server import SlackServer, slack_server_in_a_thread
 
 _LOOPS_PER_S = 2.0
@@ -90,7 +89,7 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
         rate=rate,
         loop_every=max(1, round(rate / _LOOPS_PER_S)),
     )
-    group = f"run-{uuid.uuid4().hex[:12]}"
+    group = kafka_broker.new_group()
     topic = f"{group}.usage"
     with kafka_broker.running(FOLDER) as broker, slack_server_in_a_thread() as slack:
         broker.create(topic)
@@ -99,16 +98,14 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
         job = Job(broker.address, topic, group, CORES[0], os.getpid(), options)
         os.environ["BURNFUSE_SLACK_TOKEN"] = _TOKEN
         job.make_topics()
-        try:
-            with (
-                running(command(name, job)) as worker,
-                Arrivals(broker.address, f"{group}.findings") as found,
-                Arrivals(broker.address, f"{group}.incidents") as incidents,
-            ):
-                answer = _send(broker, topic, load, worker, seconds)
-                time.sleep(_SETTLE_S)
-        finally:
-            broker.delete_prefix(group)
+        with (
+            running(command(name, job)) as worker,
+            Arrivals(broker.address, f"{group}.findings") as found,
+            Arrivals(broker.address, f"{group}.incidents") as incidents,
+        ):
+            answer = _send(broker, topic, load, worker, seconds)
+            time.sleep(_SETTLE_S)
+        broker.delete_prefix(group)
     return _figures(load, answer, found, incidents, slack)
 
 
@@ -197,4 +194,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
 
-from benchmarks.broker import Broker
+from benchmarks.broker import Broker, new_group
 from benchmarks.contenders import Contender, Job
 from benchmarks.observe import Watched, observe, peak, window
 from benchmarks.processes import CORES, Process, running
@@ -48,22 +47,20 @@ def measure(
         EndedError: a process ended by itself.
         TooShortError: there was too little to do.
     """
-    group = f"run-{uuid.uuid4().hex[:12]}"
+    group = new_group()
     inner = [(f"{group}.{part}", Job("", "", "", 0, 0).settings().kafka.partitions) for part in contender.inner]
     watched = Watched(group, topic, total, inner)
-    try:
-        with ExitStack() as stack:
-            processes: list[Process] = []
-            for number in range(workers):
-                core = CORES[number % len(CORES)]
-                job = Job(broker.address, topic, group, core, os.getpid(), dict(contender.options))
-                if contender.inner and not processes:
-                    job.make_topics()
-                processes.append(stack.enter_context(running(command(name, job))))
-            samples = list(observe(broker, processes, watched, limit_s, tell, skip))
-            held = peak(processes)
-    finally:
-        broker.delete_prefix(f"{group}.")
+    with ExitStack() as stack:
+        processes: list[Process] = []
+        for number in range(workers):
+            core = CORES[number % len(CORES)]
+            job = Job(broker.address, topic, group, core, os.getpid(), dict(contender.options))
+            if contender.inner and not processes:
+                job.make_topics()
+            processes.append(stack.enter_context(running(command(name, job))))
+        samples = list(observe(broker, processes, watched, limit_s, tell, skip))
+        held = peak(processes)
+    broker.delete_prefix(group)
     found = window(samples, total, skip)
     return Run(
         events=round(found.events),

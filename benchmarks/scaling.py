@@ -18,7 +18,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.load import Load
 from benchmarks.measure import measure
 from benchmarks.results import Run
-from benchmarks.screen import FOLDER, add_seconds, parser, progress, say
+from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
 
 AGENTS = (1_000, 100_000, 1_000_000)
 _NAME = "burnfuse"
@@ -77,4 +77,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import results
+from tests import kafka_broker
 
 FOLDER = Path(".cache/bench-kafka")
 
@@ -43,6 +45,16 @@ def add_seconds(made: argparse.ArgumentParser, default: float = 30.0) -> None:
     """Adds how long to measure."""
     about = "longest measurement; slow contenders handle a part (default: %(default)s)"
     made.add_argument("--seconds", type=float, default=default, help=about)
+
+
+def command_line(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command line; Ctrl-C, and what the machine lacks, end it without a word too many."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (kafka_broker.BrokerMissingError, kafka_broker.BrokerError) as error:
+        sys.exit(f"no Kafka: {error}")
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ from benchmarks.measure import measure
 from benchmarks.observe import TooShortError
 from benchmarks.processes import CORES, EndedError
 from benchmarks.results import Run
-from benchmarks.screen import FOLDER, add_seconds, parser, progress, say
+from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
 
 
 def run(names: Sequence[str], load: Load, repeats: int, seconds: float) -> results.Figures:
@@ -74,4 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)
