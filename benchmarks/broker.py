@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
@@ -23,6 +23,7 @@ from tests import kafka_broker
 
 PARTITIONS = 8
 _WAIT_S = 30.0
+T = TypeVar("T")
 _KEPT, _PASSING = "usage-", "run-"
 """How names of topics begin: of those that are kept for the next time, and of those of one measurement."""
 
@@ -73,28 +74,33 @@ class Broker:
     def ends(self, topic: str, partitions: int) -> dict[int, int]:
         """Partition -> offset of the next record."""
         wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in range(partitions)}
-        deadline = time.monotonic() + _WAIT_S
-        while True:
+
+        def ask() -> dict[int, int]:
             found = self.admin.list_offsets(wanted, request_timeout=_WAIT_S)
-            try:
-                return {tp.partition: future.result(_WAIT_S).offset for tp, future in found.items()}
-            except KafkaException:  # a broker that has just started does not lead its partitions yet
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+            return {tp.partition: future.result(_WAIT_S).offset for tp, future in found.items()}
+
+        return _answered(ask)
 
     def committed(self, group: str) -> dict[str, int]:
         """Topic -> sum of what a group has committed on its partitions."""
-        future = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
-        total: dict[str, int] = {}
-        for tp in future.result(_WAIT_S).topic_partitions:
-            total[tp.topic] = total.get(tp.topic, 0) + max(0, tp.offset)
-        return total
+
+        def ask() -> dict[str, int]:
+            total: dict[str, int] = {}
+            future = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
+            for tp in future.result(_WAIT_S).topic_partitions:
+                total[tp.topic] = total.get(tp.topic, 0) + max(0, tp.offset)
+            return total
+
+        return _answered(ask)
 
     def members(self, group: str) -> int:
         """How many processes share a group's partitions; 0 while these are being shared out."""
-        found = self.admin.describe_consumer_groups([group])[group].result(_WAIT_S)
-        return len(found.members) if found.state is ConsumerGroupState.STABLE else 0
+
+        def ask() -> int:
+            found = self.admin.describe_consumer_groups([group])[group].result(_WAIT_S)
+            return len(found.members) if found.state is ConsumerGroupState.STABLE else 0
+
+        return _answered(ask)
 
     # ------------------------------------------------------------------------------ load
 
@@ -143,6 +149,18 @@ class Broker:
         if producer.flush(_WAIT_S):
             raise RuntimeError(f"the broker did not take all events of {topic}")
         return topic
+
+
+def _answered(ask: Callable[[], T]) -> T:
+    """The answer to a question; a broker that has just started may not know yet, and is asked again."""
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def new_group() -> str:
