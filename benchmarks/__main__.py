@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             PARTS[part]([*common, *given[part]])
         except Exception as error:  # the others are worth having
-            say(f"{part} failed: {type(error).__name__}: {error}")
+            say(f"{part} failed: {type(error).__name__}: {str(error)[:1000]}")
             failed.append(part)
     rows = results.bars(results.load(options.json))
     sys.stdout.write("\n" + results.text_table(results.BARS_HEAD, rows) + "\n")

@@ -28,7 +28,7 @@ from benchmarks.contenders import CONTENDERS, Job
 from benchmarks.load import Load, event_index
 from benchmarks.measure import command
 from benchmarks.processes import CORES, Process, running
-from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
+from benchmarks.screen import FOLDER, MissingError, add_seconds, command_line, parser, progress, say
 from tests.slack_server import SlackServer, slack_server_in_a_thread
 
 _LOOPS_PER_S = 2.0
@@ -92,12 +92,11 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
     group = kafka_broker.new_group()
     topic = f"{group}.usage"
     with kafka_broker.running(FOLDER) as broker, slack_server_in_a_thread() as slack:
-        broker.create(topic)
         actions = {"slack": {"enabled": True, "channel": "#benchmarks", "base_url": slack.url}}
         options = dict(CONTENDERS[name].options) | {"actions": actions}
         job = Job(broker.address, topic, group, CORES[0], os.getpid(), options)
         os.environ["BURNFUSE_SLACK_TOKEN"] = _TOKEN
-        job.make_topics()
+        job.make_topics()  # the input topic, too
         with (
             running(command(name, job)) as worker,
             Arrivals(broker.address, f"{group}.findings") as found,
@@ -184,8 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rate is None:
         try:
             measured = results.load(options.json)["throughput"]["contenders"][options.only]["rate"]["median"]
-        except KeyError:
-            options_of.error(f"{options.json} holds no throughput of {options.only}: measure it first, or give --rate")
+        except KeyError as error:
+            missing = f"{options.json} holds no throughput of {options.only}: measure it first, or give --rate"
+            raise MissingError(missing) from error
         rate = measured / 2
     figures = run(rate, options.seconds, options.only)
     results.save(options.json, "latency", figures)

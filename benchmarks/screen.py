@@ -18,6 +18,10 @@ from tests import kafka_broker
 FOLDER = Path(".cache/bench-kafka")
 
 
+class MissingError(Exception):
+    """Something must be measured or installed first; the text says what."""
+
+
 def parser(name: str, about: str, example: str, events: int | None = 2_000_000) -> argparse.ArgumentParser:
     """A command line with the options all benchmarks have.
 
@@ -55,6 +59,8 @@ def command_line(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
     except (kafka_broker.BrokerMissingError, kafka_broker.BrokerError) as error:
         sys.exit(f"no Kafka: {error}")
+    except MissingError as error:
+        sys.exit(str(error))
 
 
 def say(text: str) -> None:
