@@ -32,7 +32,8 @@ def _throughput(figures: Figures) -> str:
     left = "".join(f"\nLeft out: `{name}`: {why}\n" for name, why in found["left_out"].items())
     load = found["load"]
     head = f"{load['events']:,} events of {load['agents']:,} agents on {found['partitions']} partitions.\n\n"
-    return head + table(results.THROUGHPUT_HEAD, results.throughput_rows(found["contenders"])) + left
+    picture = f"\n![Events per second of each contender]({PICTURE.relative_to(DOCUMENT.parent).as_posix()})\n"
+    return head + table(results.THROUGHPUT_HEAD, results.throughput_rows(found["contenders"])) + left + picture
 
 
 def _latency(figures: Figures) -> str:

@@ -28,7 +28,7 @@ class EndedError(Exception):
 def settle(core: int, parent: int) -> None:
     """Called by a measured process first of all: it stays on its core, and ends with its parent."""
     os.sched_setaffinity(0, {core})
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the broker ends as well: no orderly end is left
     if os.getppid() != parent:  # it was gone before we asked
         sys.exit(1)
 

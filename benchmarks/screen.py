@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def add_seconds(made: argparse.ArgumentParser, default: float = 30.0) -> None:
 
 def command_line(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command line; Ctrl-C, and what the machine lacks, end it without a word too many."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     try:
         sys.exit(main())
     except KeyboardInterrupt:
