@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +36,8 @@ class Call(NamedTuple):
     method: str
     authorization: str
     arguments: dict[str, Any]
+    at: float
+    """When it came, s since 1970."""
 
 
 class SlackServer:
@@ -59,7 +62,7 @@ class SlackServer:
             if isinstance(arguments.get(name), str):
                 arguments[name] = json.loads(arguments[name])
         method = request.match_info["method"]
-        self.calls.append(Call(method, request.headers.get("Authorization", ""), arguments))
+        self.calls.append(Call(method, request.headers.get("Authorization", ""), arguments, time.time()))
         answer = self.answers.popleft() if self.answers else Answer()
         if answer.drop:
             assert request.transport is not None

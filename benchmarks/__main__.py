@@ -1,0 +1,56 @@
+"""All benchmarks, one after the other: `make bench`, or `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks import detectors_alone, latency, results, scaling, stages, throughput
+from benchmarks.contenders import CONTENDERS
+from benchmarks.screen import add_seconds, command_line, parser, say
+
+PARTS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "stages": stages.main,
+    "detectors": detectors_alone.main,
+    "throughput": throughput.main,
+    "latency": latency.main,
+    "scaling": scaling.main,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options_of = parser("", __doc__.splitlines()[0], "--events 300000 --repeats 1 --seconds 10 --parts throughput")
+    options_of.prog = "python -m benchmarks"
+    add_seconds(options_of)
+    options_of.add_argument("--repeats", type=int, default=3, help="of throughput and stages (default: %(default)s)")
+    options_of.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
+    options_of.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    options = options_of.parse_args(arguments)
+
+    common = ["--json", str(options.json)]
+    repeats = ["--repeats", str(options.repeats)]
+    events = ["--events", str(options.events)]
+    seconds = ["--seconds", str(options.seconds)]
+    given = {
+        "stages": repeats,
+        "detectors": [],
+        "throughput": [*events, *seconds, *repeats, *(["--only", *options.only] if options.only else [])],
+        "latency": [],
+        "scaling": [*events, *seconds],
+    }
+    failed = []
+    for part in options.parts:
+        say(f"== {part}")
+        try:
+            PARTS[part]([*common, *given[part]])
+        except Exception as error:  # the others are worth having
+            say(f"{part} failed: {type(error).__name__}: {str(error)[:1000]}")
+            failed.append(part)
+    rows = results.bars(results.load(options.json))
+    sys.stdout.write("\n" + results.text_table(results.BARS_HEAD, rows) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    command_line(main)

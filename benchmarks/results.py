@@ -1,0 +1,239 @@
+"""Figures of all benchmarks in one JSON file, the bars they are held to, and tables for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+DEFAULT = Path(".cache/bench/results.json")
+
+Figures = dict[str, Any]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What one measurement gave.
+
+    Attributes:
+        events: Handled within the time that was measured.
+        cpu_s_per_million: CPU seconds of the contender per million events.
+        broker_cores: CPU seconds of the broker per second.
+        peak_mb: The most memory held, of all its processes, 10^6 bytes.
+    """
+
+    events: int
+    seconds: float
+    rate: float
+    cpu_s_per_million: float
+    broker_cores: float
+    peak_mb: float
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Least, median and largest of repeated measurements."""
+    ordered = sorted(values)
+    return {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
+
+
+def summary(label: str, runs: Sequence[Run]) -> Figures:
+    """Repeated measurements of one contender."""
+    return {
+        "label": label,
+        "events": [run.events for run in runs],
+        "rate": spread(run.rate for run in runs),
+        "cpu_s_per_million": spread(run.cpu_s_per_million for run in runs),
+        "broker_cores": spread(run.broker_cores for run in runs),
+        "peak_mb": spread(run.peak_mb for run in runs),
+        "runs": msgspec.to_builtins(runs),
+    }
+
+
+def load(path: Path) -> Figures:
+    """All figures measured so far."""
+    found: Figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def save(path: Path, part: str, figures: Figures) -> None:
+    """Puts one benchmark's figures into the file, in place of its older ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = load(path) | {"machine": machine(), part: figures}
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, str]:
+    """What it was measured on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+# -------------------------------------------------------------------------------------------- bars
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a figure must reach, and what it should.
+
+    Attributes:
+        figure: Takes all figures; raises KeyError where it was not measured.
+        most: The figure must be at most so much; else at least.
+    """
+
+    what: str
+    must: float
+    aim: float
+    figure: Callable[[Figures], float]
+    unit: str = ""
+    most: bool = False
+
+    def verdict(self, value: float) -> str:
+        """Whether the figure reaches its bars."""
+        sign = -1 if self.most else 1
+        reached = sum(sign * value >= sign * bar for bar in (self.must, self.aim))
+        return ("below the bar", "reaches the bar", "reaches the aim")[reached]
+
+
+def _rate(all_: Figures, name: str) -> float:
+    return float(all_["throughput"]["contenders"][name]["rate"]["median"])
+
+
+def _others(all_: Figures) -> float:
+    known = all_["throughput"]["contenders"]
+    rates = [known[name]["rate"]["median"] for name in ("quix", "bytewax") if name in known]
+    if not rates:
+        raise KeyError("quix")
+    return float(max(rates))
+
+
+BARS = (
+    Bar("worker / ceiling, any key", 0.25, 0.40, lambda a: _rate(a, "burnfuse") / _rate(a, "ceiling")),
+    Bar("worker / ceiling, keyed by agent", 0.35, 0.60, lambda a: _rate(a, "burnfuse-keyed") / _rate(a, "ceiling")),
+    Bar("worker / plain Faust with river", 15, 25, lambda a: _rate(a, "burnfuse") / _rate(a, "faust")),
+    Bar("worker / the better of Quix Streams and Bytewax", 5, 10, lambda a: _rate(a, "burnfuse") / _others(a)),
+    Bar("rate with 1 M agents / with 1,000", 0.6, 0.8, lambda a: float(a["scaling"]["rate_ratio"])),
+    Bar(
+        "memory per agent, 1 M agents", 1500, 700, lambda a: float(a["scaling"]["bytes_per_agent"]), "bytes", most=True
+    ),
+    Bar("Kafka to finding, p99", 500, 150, lambda a: float(a["latency"]["finding"]["p99"]), "ms", most=True),
+    Bar("Kafka to Slack call, p99", 2000, 1000, lambda a: float(a["latency"]["slack"]["p99"]), "ms", most=True),
+    Bar("detectors alone", 1e6, 3e6, lambda a: float(a["detectors"]["even"]["all"]["rate"]), "events/s"),
+    Bar("two workers / one worker", 1.5, 1.8, lambda a: float(a["scaling"]["two_workers_ratio"])),
+)
+
+
+def bars(figures: Figures) -> list[tuple[str, ...]]:
+    """Rows (what, must, aim, measured, verdict) of the bars whose figures were measured."""
+    rows = []
+    for bar in BARS:
+        try:
+            value = bar.figure(figures)
+        except KeyError:
+            continue
+        cells = [f"{number:,.{0 if bar.must >= 100 else 2}f}" for number in (bar.must, bar.aim, value)]
+        rows.append((bar.what + (f", {bar.unit}" if bar.unit else ""), *cells, bar.verdict(value)))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+BARS_HEAD = ("what", "must", "aim", "measured", "")
+THROUGHPUT_HEAD = (
+    "contender",
+    "events/s (min to max)",
+    "of the ceiling",
+    "by CPU time",
+    "CPU s per million",
+    "peak MB",
+    "broker cores",
+)
+
+
+def throughput_rows(contenders: Mapping[str, Figures]) -> list[tuple[str, ...]]:
+    """One row per contender; a ratio of CPU times holds on a busy machine, too."""
+    ceiling = contenders.get("ceiling")
+
+    def share(figure: float, of: float) -> str:
+        return f"{figure / of:.3f}"
+
+    return [
+        (
+            c["label"],
+            f"{c['rate']['median']:,.0f} ({c['rate']['min']:,.0f} to {c['rate']['max']:,.0f})",
+            share(c["rate"]["median"], ceiling["rate"]["median"]) if ceiling else "",
+            share(ceiling["cpu_s_per_million"]["median"], c["cpu_s_per_million"]["median"]) if ceiling else "",
+            f"{c['cpu_s_per_million']['median']:.1f}",
+            f"{c['peak_mb']['median']:,.0f}",
+            f"{c['broker_cores']['median']:.2f}",
+        )
+        for c in contenders.values()
+    ]
+
+
+LATENCY_HEAD = ("from Kafka to", "n", "p50 ms", "p99 ms", "most ms")
+
+
+def latency_rows(figures: Figures) -> list[tuple[str, ...]]:
+    """One row per way."""
+    rows = []
+    for way, label in (("finding", "finding, at a consumer"), ("slack", "Slack call")):
+        found = figures[way]
+        cells = [f"{found[name]:,.0f}" if name in found else "" for name in ("p50", "p99", "max")]
+        rows.append((label, f"{found['n']:.0f}", *cells))
+    return rows
+
+
+SCALING_HEAD = ("what", "events/s", "CPU s per million", "peak MB", "broker cores")
+
+
+def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
+    """One row per number of agents and of workers."""
+    named = [(f"{int(count):,} agents", run) for count, run in figures["agents"].items()]
+    named += [(f"{count} worker{'s' if count != '1' else ''}", run) for count, run in figures["workers"].items()]
+    return [
+        (
+            what,
+            f"{run['rate']:,.0f}",
+            f"{run['cpu_s_per_million']:.1f}",
+            f"{run['peak_mb']:,.0f}",
+            f"{run['broker_cores']:.2f}",
+        )
+        for what, run in named
+    ]
+
+
+DETECTORS_HEAD = ("detector", "µs/event, agents in turn", "events/s", "µs/event, Zipf", "events/s")
+
+
+def detectors_rows(figures: Figures) -> list[tuple[str, ...]]:
+    """One row per detector, and one for all together."""
+    return [
+        (
+            name,
+            *(
+                cell
+                for skew in ("even", "zipf")
+                for cell in (f"{figures[skew][name]['us_per_event']:.3f}", f"{figures[skew][name]['rate']:,.0f}")
+            ),
+        )
+        for name in figures["even"]
+    ]
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal."""
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *rows)]
+    return "\n".join(line.rstrip() for line in lines)

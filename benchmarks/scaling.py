@@ -1,0 +1,80 @@
+"""What agents and workers cost: the same worker with 1,000 to a million agents, and one against two workers.
+
+With the number of agents varying, every agent has its turn once before anything is measured, so that new
+agents do not count. Two workers have a core each; the broker shares one of them, if there are only two.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from benchmarks import broker as kafka_broker
+from benchmarks import results
+from benchmarks.broker import Broker
+from benchmarks.contenders import CONTENDERS
+from benchmarks.load import Load
+from benchmarks.measure import measure
+from benchmarks.results import Run
+from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
+
+AGENTS = (1_000, 100_000, 1_000_000)
+_NAME = "burnfuse"
+
+
+def run(events: int, agents: Sequence[int], seconds: float) -> results.Figures:
+    """Measures the worker with each number of agents, and with one and two workers."""
+    by_agents: dict[int, Run] = {}
+    by_workers: dict[int, Run] = {}
+    with kafka_broker.running(FOLDER) as broker:
+        for count in agents:
+            load = Load(events=events + count, agents=count, zipf=0.0)
+            by_agents[count] = _one(broker, load, seconds, f"{count:,} agents", skip=count)
+        for workers in (1, 2):
+            by_workers[workers] = _one(broker, Load(events=events), seconds, f"workers: {workers}", workers=workers)
+    few, many = min(agents), max(agents)
+    return {
+        "events": events,
+        "agents": {str(count): msgspec.to_builtins(done) for count, done in by_agents.items()},
+        "workers": {str(count): msgspec.to_builtins(done) for count, done in by_workers.items()},
+        "rate_ratio": by_agents[many].rate / by_agents[few].rate,
+        "bytes_per_agent": (by_agents[many].peak_mb - by_agents[few].peak_mb) * 1e6 / max(1, many - few),
+        "two_workers_ratio": by_workers[2].rate / by_workers[1].rate,
+    }
+
+
+def _one(broker: Broker, load: Load, seconds: float, title: str, *, skip: int = 0, workers: int = 1) -> Run:
+    with progress(f"preloading, {title}", load.events) as tell:
+        topic = broker.preload(load, False, tell)
+    with progress(title, load.events) as tell:
+        done = measure(
+            broker,
+            _NAME,
+            CONTENDERS[_NAME],
+            topic,
+            load.events,
+            limit_s=seconds,
+            tell=tell,
+            skip=skip,
+            workers=workers,
+        )
+    say(f"{title}: {done.rate:,.0f} events/s, {done.peak_mb:,.0f} MB, the broker takes {done.broker_cores:.2f} cores")
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options_of = parser("scaling", __doc__.splitlines()[0], "--events 300000 --agents 1000 100000")
+    add_seconds(options_of)
+    options_of.add_argument("--agents", type=int, nargs="+", default=AGENTS, metavar="N", help="default: %(default)s")
+    options = options_of.parse_args(arguments)
+    figures = run(options.events, options.agents, options.seconds)
+    results.save(options.json, "scaling", figures)
+    sys.stdout.write(results.text_table(results.SCALING_HEAD, results.scaling_rows(figures)) + "\n")
+    say(f"figures: {options.json}")
+
+
+if __name__ == "__main__":
+    command_line(main)
