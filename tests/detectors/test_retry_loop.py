@@ -13,8 +13,10 @@ from batches import START, Event, batch_of, call, every, find, message, refused,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.retry_loop import PERIODS, RetryLoop, RetryLoopConfig
-from detectors.types import Kind
+from detectors.loops.calls import PERIODS
+from detectors.loops.config import RetryLoopConfig
+from detectors.retry_loop import RetryLoop
+from detectors.types import Finish, Kind, ToolKind
 
 
 def laps(n: int, period: int, result: str = "same") -> list[Event]:

@@ -1,0 +1,540 @@
+"""Loops of tool calls: the same call again, cycles, failures, answers that never change, nothing new.
+
+Every rule counts something that has been going on; all counts of a run are updated by one call at a time,
+for all runs of a round at once. Hashes are kept as 32 bits: a rule needs several equal ones to fire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Table, levels
+from detectors.loops.config import RetryLoopConfig
+from detectors.loops.verdicts import SCOPE, Found, finding, totals_before
+from detectors.types import UNKNOWN, Bools, EventBatch, Floats, Hashes, Ints, ToolKind
+
+Words: TypeAlias = NDArray[np.uint32]
+
+PERIODS: Final = 5
+"""Longest cycle looked for; the public detectors that look for cycles stop at 4 or 5."""
+RING: Final = 32
+"""Latest calls that are remembered one by one."""
+SEEN: Final = 256
+"""Slots of the memory of (call, result) pairs; a pair forgotten counts as new, so it can only hide a loop."""
+ALARMS: Final = 4
+"""Loops of one run that can be told apart at a time."""
+
+# Salts keep apart what must never be equal: a call whose result was seen, one whose result was not, and
+# a failed call from a successful one with the same text.
+_MIX, _BLIND, _FAILED = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+# Rules that last over calls have a mark: where it began. Periods come first, period p at index p - 1.
+FAILING, SAME_ERROR, ERRORS, STAGNANT, STALE, SWEEP = range(PERIODS, PERIODS + 6)
+_MARKS = PERIODS + 6
+
+# Counters of a run, in one column.
+_FAILURES, _SAME_ERROR, _ERRORS, _ERROR_CALLS, _STAGNANT, _STALE, _READS, _REREADS = range(8)
+_COUNTERS = 8
+# Hashes of a run, in one column.
+_ERR_TOOL, _ERR_CLASS, _ERR_FIRST, _STREAK_TOOL, _STAG_TOOL, _STAG_RESULT, _STAG_FIRST, _TARGET = range(8)
+_IDS = 8
+# Yes or no of a run, in one column.
+_ERR_VARIED, _STREAK_MIXED, _STAG_VARIED = range(3)
+_FLAGS = 3
+
+_RULES = (
+    *("same_call", "cycle", "cycle", "cycle", "cycle"),
+    *(
+        "failing_repeat",
+        "same_call_again",
+        "same_error",
+        "error_streak",
+        "stagnation",
+        "sweep",
+        "nothing_new",
+        "volume",
+    ),
+)
+_AGAIN, _VOLUME = PERIODS + 1, len(_RULES) - 1
+_MARK_OF = (*range(PERIODS), FAILING, -1, SAME_ERROR, ERRORS, STAGNANT, SWEEP, STALE, -1)
+"""Rule -> its mark; -1: it has none."""
+
+
+def fields() -> dict[str, tuple[Any, ...]]:
+    """Columns of the state of calls."""
+    return {
+        "n": (np.int32, 0),  # calls that counted
+        "barrier": (np.int32, -1),  # the last call that changed something
+        "poll": (np.int32, -RING),  # the last call that waits for something
+        "blind": (np.int32, -RING),  # the last call without a result
+        "epoch": (np.uint16, 0),  # how often something was changed
+        "call": (np.uint32, 0, RING),  # hash of tool and arguments, by number of the call modulo RING
+        "item": (np.uint32, 0, RING),  # the same with the result
+        "novel": (np.uint32, 0),  # a bit per call of the ring: not seen before
+        "changed": (np.uint32, 0),  # a bit per call of the ring: answered differently than last time
+        "start": (np.float64, 0.0),  # event time of the first call
+        "spent": (np.float32, 0.0, 3 * RING),  # per call of the ring: s since the start, tokens and cost before
+        "matches": (np.int32, 0, PERIODS),  # how often in a row an item equalled the one p before it
+        "round": (np.uint64, 0),
+        "in_round": (np.uint8, 0),  # how many of the latest calls are of that round
+        "count": (np.int32, 0, _COUNTERS),
+        "id": (np.uint32, 0, _IDS),
+        "flag": (np.bool_, False, _FLAGS),
+        "since": (np.float64, 0.0, _MARKS),
+        "since_tokens": (np.int64, 0, _MARKS),
+        "since_cost": (np.int64, 0, _MARKS),
+        "seen": (np.uint16, 0, SEEN),
+        "alarm": (np.uint32, 0, ALARMS),  # which loops spoke
+        "alarm_level": (np.uint8, 0, ALARMS),
+        "alarm_ts": (np.float64, -np.inf, ALARMS),
+    }
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of one round that count, one per run, and what was found out about them."""
+
+    at: Ints
+    rows: Ints
+    number: Ints
+    """How many calls of the run came before."""
+    same_round: Bools
+    """Not the first call of its round."""
+    novel: Bools
+
+
+class Calls:
+    """Rules over the tool calls of one batch; what lasts is in the table."""
+
+    def __init__(self, config: RetryLoopConfig, table: Table, batch: EventBatch) -> None:
+        self._config, self._table, self._batch = config, table, batch
+        self._row = batch.entities[SCOPE].row
+        result = batch.result
+        self._blind = result == UNKNOWN
+        with np.errstate(over="ignore"):
+            item: Hashes = (
+                batch.signature * _MIX
+                ^ np.where(self._blind, _BLIND, result)
+                ^ np.where(batch.failed, _FAILED, UNKNOWN)
+            )
+            self._mixed = item * _MIX
+        self._item = _half(item)
+        self._call, self._tool = _half(batch.signature), _half(batch.tool_id)
+        self._result, self._error, self._target = _half(result), _half(batch.error), _half(batch.target)
+        kind = batch.tool_kind
+        self._shell = kind == ToolKind.SHELL
+        self._poll = kind == ToolKind.POLL
+        # A command that says nothing has done something, and so may a tool that nobody knows.
+        self._mutates = (kind == ToolKind.MUTATE) | (kind == ToolKind.UNKNOWN) | (self._shell & batch.empty)
+        self._tokens, self._cost = totals_before(batch, slice(None))
+
+    def step(self, at: Ints) -> Found:
+        """One call per run: counts it and says what that leads to."""
+        calls = self._remember(at)
+        if calls is None:
+            return []
+        at = calls.at
+        ts = self._batch.ts[at]
+        k = len(at)
+        begins = np.zeros((k, _MARKS), np.bool_)
+        matches, again, oldest = self._repeats(calls, begins)
+        count = self._streaks(calls, begins)
+        self._mark(calls, begins)
+        observed = np.empty((k, len(_RULES)), np.int64)
+        observed[:, :PERIODS] = matches // np.arange(1, PERIODS + 1) + 1
+        observed[:, PERIODS] = count[:, _FAILURES]
+        observed[:, _AGAIN] = again
+        observed[:, _AGAIN + 1] = count[:, _SAME_ERROR]
+        observed[:, _AGAIN + 2] = count[:, _ERROR_CALLS]
+        observed[:, _AGAIN + 3] = count[:, _STAGNANT]
+        observed[:, _AGAIN + 4] = count[:, _READS]
+        observed[:, _AGAIN + 5] = count[:, _STALE]
+        observed[:, _VOLUME] = calls.number + 1
+        level, warning = self._levels(calls, observed, count, matches, oldest, ts)
+        if not level.any():
+            return []
+        return self._tell(calls, level, observed, warning, oldest)
+
+    def have_news(self, rows: Ints) -> Bools:
+        """Whether the latest calls of these runs brought something new."""
+        news: Bools = self._table["count"][rows, _STALE] == 0
+        return news
+
+    # ---------------------------------------------------------------------------------- memory
+
+    def _remember(self, at: Ints) -> _Calls | None:
+        """Puts calls into the ring and the memory of what was seen."""
+        t, batch = self._table, self._batch
+        rows = self._row[at]
+        number = t["n"][rows].astype(np.int64)
+        # Identical calls fanned out in one round are one decision of the model, not a repetition.
+        round_ = batch.round[at]
+        same_round = (round_ != UNKNOWN) & (round_ == t["round"][rows])
+        if same_round.any():
+            age = (number[:, None] - 1 - np.arange(RING)) % RING
+            of_round = age < t["in_round"][rows][:, None]
+            told = same_round & ((t["item"][rows] == self._item[at][:, None]) & of_round).any(axis=1)
+            at, rows, number, same_round, round_ = (column[~told] for column in (at, rows, number, same_round, round_))
+        if not len(at):
+            return None
+        t["in_round"][rows] = np.where(same_round, np.minimum(t["in_round"][rows] + 1, RING), 1)
+        t["round"][rows] = round_
+        t["n"][rows] = number + 1
+
+        # After a change everything may answer anew; changes themselves are new only once.
+        mutates = self._mutates[at]
+        epoch = t["epoch"][rows]
+        with np.errstate(over="ignore"):
+            key = self._mixed[at] + np.where(mutates, np.uint64(0), epoch * _BLIND)
+            key ^= key >> np.uint64(32)
+        slot, tag = (key % np.uint64(SEEN)).astype(np.int64), (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
+        novel = t["seen"][rows, slot] != tag
+        t["seen"][rows, slot] = tag
+        changes = novel & mutates & ~batch.failed[at]
+        t["epoch"][rows] = epoch + changes
+        t["barrier"][rows] = np.where(changes, number, t["barrier"][rows])
+        t["poll"][rows] = np.where(self._poll[at], number, t["poll"][rows])
+        t["blind"][rows] = np.where(self._blind[at], number, t["blind"][rows])
+
+        start = np.where(number == 0, batch.ts[at], t["start"][rows])
+        t["start"][rows] = start
+        place = number % RING
+        t["spent"][rows, place] = batch.ts[at] - start
+        t["spent"][rows, place + RING] = self._tokens[at]
+        t["spent"][rows, place + 2 * RING] = self._cost[at]
+        return _Calls(at, rows, number, same_round, novel)
+
+    def _repeats(self, calls: _Calls, begins: Bools) -> tuple[Ints, Ints, Ints]:
+        """Matches per period; how often the call came lately, and the number of the oldest of these."""
+        t, at, rows, number = self._table, calls.at, calls.rows, calls.number
+        item, call = self._item[at], self._call[at]
+        items, called = t["item"][rows], t["call"][rows]
+        before = items[np.arange(len(at))[:, None], (number[:, None] - np.arange(1, PERIODS + 1)) % RING]
+        known = number[:, None] >= np.arange(1, PERIODS + 1)
+        matches = np.where((before == item[:, None]) & known, t["matches"][rows] + 1, 0)
+        t["matches"][rows] = matches
+        # The last item before the first match: the streak's first for p = 1, late by p - 1 items otherwise.
+        begins[:, :PERIODS] = matches == 0
+
+        place = number % RING
+        bit = np.uint32(1) << place.astype(np.uint32)
+        age = (place[:, None] - np.arange(RING)) % RING  # 0 is the place this call takes, and the oldest one's
+        filled = (age > 0) & (age <= number[:, None])
+        same_call = (called == call[:, None]) & filled
+        changed = np.zeros(len(at), np.bool_)
+        again = np.ones(len(at), np.int64)
+        oldest = number.copy()
+        chosen = np.flatnonzero(same_call.any(axis=1))
+        if len(chosen):
+            latest = np.where(same_call[chosen], age[chosen], RING).argmin(axis=1)
+            changed[chosen] = items[chosen, latest] != item[chosen]
+        t["item"][rows, place], t["call"][rows, place] = item, call
+        t["novel"][rows] = (t["novel"][rows] & ~bit) | np.where(calls.novel, bit, np.uint32(0))
+        t["changed"][rows] = (t["changed"][rows] & ~bit) | np.where(changed, bit, np.uint32(0))
+        chosen = chosen[~changed[chosen]]
+        if len(chosen):
+            again[chosen], oldest[chosen] = self._again(calls, chosen, same_call, items, age, matches)
+        return matches, again, oldest
+
+    def _again(
+        self, calls: _Calls, chosen: Ints, same_call: Bools, items: Words, age: Ints, matches: Ints
+    ) -> tuple[Ints, Ints]:
+        """How often the chosen calls came with this result in the ring, if that means anything; the oldest's number."""
+        t, rows, number = self._table, calls.rows[chosen], calls.number[chosen]
+        age, same_call = age[chosen], same_call[chosen]
+        same = same_call & (items[chosen] == self._item[calls.at[chosen]][:, None])
+        # Back to where this call answered differently, or where something was changed.
+        limit = np.where(same_call & ~same, age, RING).min(axis=1)
+        limit = np.minimum(limit, number - t["barrier"][rows])
+        same &= age < limit[:, None]
+        count = same.sum(axis=1) + 1
+        span = np.where(same, age, 0).max(axis=1)
+        within = (age < span[:, None]) & (age > 0)
+        bits = np.arange(RING, dtype=np.uint32)
+        novel = (((t["novel"][rows][:, None] >> bits) & 1).astype(np.bool_) & within).sum(axis=1)
+        changed = (((t["changed"][rows][:, None] >> bits) & 1).astype(np.bool_) & within).any(axis=1)
+        # What goes round in a cycle is left to the cycle, which knows its length.
+        cycling = (matches[chosen][:, 1:] >= np.arange(2, PERIODS + 1)).any(axis=1)
+        config = self._config
+        sparse = (novel >= count) | cycling
+        meaningless = changed | (sparse & (count < config.sparse_warning))
+        return np.where(meaningless, 1, count), number - span
+
+    # --------------------------------------------------------------------------------- streaks
+
+    def _streaks(self, calls: _Calls, begins: Bools) -> Ints:
+        """Counts failures, equal errors, equal answers, calls without news and reads of one target."""
+        t, at, rows, batch = self._table, calls.at, calls.rows, self._batch
+        count, ids, flags = t["count"][rows], t["id"][rows], t["flag"][rows]
+        failed, call, tool = batch.failed[at], self._call[at], self._tool[at]
+        one = (~calls.same_round).astype(np.int32)
+        named = batch.tool_id[at] != UNKNOWN
+        changes = t["barrier"][rows] == calls.number
+
+        before = t["call"][rows, (calls.number - 1) % RING]
+        known = np.where((call == before) & (calls.number > 0), count[:, _FAILURES], 0)
+        count[:, _FAILURES] = np.where(failed, np.maximum(known + one, 1), 0)
+        begins[:, FAILING] = failed & (known == 0)
+
+        # The same tool fails with the same kind of error.
+        error = self._error[at]
+        comparable = failed & named & (batch.error[at] != UNKNOWN)
+        like = comparable & (count[:, _SAME_ERROR] > 0) & (tool == ids[:, _ERR_TOOL]) & (error == ids[:, _ERR_CLASS])
+        ends = changes | (~failed & (tool == ids[:, _ERR_TOOL]))
+        fresh = comparable & ~like
+        count[:, _SAME_ERROR] = np.where(
+            like, count[:, _SAME_ERROR] + one, np.where(fresh, 1, np.where(ends, 0, count[:, _SAME_ERROR]))
+        )
+        flags[:, _ERR_VARIED] = np.where(fresh, False, flags[:, _ERR_VARIED] | (like & (call != ids[:, _ERR_FIRST])))
+        for which, value in ((_ERR_TOOL, tool), (_ERR_CLASS, error), (_ERR_FIRST, call)):
+            ids[:, which] = np.where(fresh, value, ids[:, which])
+        begins[:, SAME_ERROR] = fresh
+
+        # Whatever is called fails. Counted in parts of a call, of which a shell's failures are one each.
+        part = np.where(self._shell[at], 1, self._config.shell_factor).astype(np.int32)
+        first = failed & (count[:, _ERROR_CALLS] == 0)
+        count[:, _ERRORS] = np.where(failed, count[:, _ERRORS] + one * part, 0)
+        count[:, _ERROR_CALLS] = np.where(failed, count[:, _ERROR_CALLS] + one, 0)
+        # The calls of a round after its first count with it; they alone make no streak.
+        flags[:, _STREAK_MIXED] = failed & ~first & (flags[:, _STREAK_MIXED] | (call != before))
+        begins[:, ERRORS] = first
+
+        # One answer, whatever is asked.
+        result = self._result[at]
+        asks = named & ~failed & ~self._blind[at] & ~batch.empty[at] & ~self._mutates[at]
+        like = asks & (count[:, _STAGNANT] > 0) & (tool == ids[:, _STAG_TOOL]) & (result == ids[:, _STAG_RESULT])
+        count[:, _STAGNANT] = np.where(like, count[:, _STAGNANT] + one, asks)
+        fresh = ~like
+        flags[:, _STAG_VARIED] = np.where(fresh, False, flags[:, _STAG_VARIED] | (call != ids[:, _STAG_FIRST]))
+        for which, value in ((_STAG_TOOL, tool), (_STAG_RESULT, result), (_STAG_FIRST, call)):
+            ids[:, which] = np.where(fresh, value, ids[:, which])
+        begins[:, STAGNANT] = fresh
+
+        # Nothing new. Waiting and answers that were not sent say nothing either way.
+        says = ~self._blind[at] & ~self._poll[at]
+        news = (calls.novel & ~self._blind[at] & ~failed) | (calls.number == 0)
+        count[:, _STALE] = np.where(news, 0, count[:, _STALE] + says * one)
+        begins[:, STALE] = news
+
+        # Reading one target again and again.
+        target = self._target[at]
+        reads = (batch.target[at] != UNKNOWN) & ~self._mutates[at]
+        same = reads & (target == ids[:, _TARGET]) & (count[:, _READS] > 0)
+        fresh = reads & ~same
+        count[:, _REREADS] = np.where(fresh | changes, 0, count[:, _REREADS] + (same & ~calls.novel))
+        count[:, _READS] = np.where(fresh, 1, np.where(changes, 0, count[:, _READS] + (same * one)))
+        ids[:, _TARGET] = np.where(fresh, target, ids[:, _TARGET])
+        begins[:, SWEEP] = fresh
+
+        t["count"][rows], t["id"][rows], t["flag"][rows] = count, ids, flags
+        return count
+
+    def _mark(self, calls: _Calls, begins: Bools) -> None:
+        """Notes that streaks begin with these calls."""
+        t, at, rows = self._table, calls.at, calls.rows
+        for name, value in (("since", self._batch.ts), ("since_tokens", self._tokens), ("since_cost", self._cost)):
+            t[name][rows] = np.where(begins, value[at][:, None], t[name][rows])
+
+    # --------------------------------------------------------------------------------- verdicts
+
+    def _levels(
+        self, calls: _Calls, observed: Ints, count: Ints, matches: Ints, oldest: Ints, ts: Floats
+    ) -> tuple[NDArray[np.uint8], Ints]:
+        """Level of every rule, and its threshold for a warning."""
+        c, t, at, rows = self._config, self._table, calls.at, calls.rows
+        k = len(at)
+        blind, poll = self._blind[at], self._poll[at]
+        warning = np.empty((k, len(_RULES)), np.int64)
+        critical = np.empty_like(warning)
+
+        def put(column: int, w: Any, cr: Any) -> None:
+            warning[:, column], critical[:, column] = w, cr
+
+        put(
+            0,
+            np.where(poll, c.poll_warning, np.where(blind, c.blind_warning, c.repeat_warning)),
+            np.where(poll, c.poll_critical, np.where(blind, c.blind_critical, c.repeat_critical)),
+        )
+        for period in range(2, PERIODS + 1):
+            extra = np.where(calls.number - t["poll"][rows] < period, c.poll_laps, 0)
+            if period > 2:
+                extra += np.where(calls.number - t["blind"][rows] < period, c.blind_laps, 0)
+            put(period - 1, c.laps_warning + extra, c.laps_critical + extra)
+        put(PERIODS, c.failing_warning, c.failing_critical)
+        often = np.where(poll, c.poll_warning, np.where(blind, c.sparse_warning + 1, c.again_warning))
+        put(_AGAIN, often, np.where(poll, c.poll_critical, c.again_critical + blind))
+        factor = np.where(self._shell[at], c.shell_factor, 1)
+        put(_AGAIN + 1, c.same_error_warning * factor, c.same_error_critical * factor)
+        put(_AGAIN + 2, c.errors_warning, c.errors_critical)
+        unsure = np.where(self._shell[at], c.shell_extra, 0)
+        patience = np.where(poll, c.paced_factor, 1)
+        put(_AGAIN + 3, (c.stagnant_warning + unsure) * patience, (c.stagnant_critical + unsure) * patience)
+        rereads = count[:, _REREADS] * 4 >= count[:, _READS]
+        never = np.iinfo(np.int64).max
+        put(
+            _AGAIN + 4,
+            np.where(rereads, c.sweep_warning, 4 * c.sweep_warning),
+            np.where(rereads, c.sweep_critical, never),
+        )
+        put(_AGAIN + 5, c.stale_warning, c.stale_critical)
+        put(_VOLUME, c.volume_warning, never)
+
+        # A streak of failures is counted in parts of a call.
+        scaled = observed.copy()
+        scaled[:, _AGAIN + 2] = count[:, _ERRORS] // c.shell_factor
+        level = levels(scaled, warning, critical)
+        flags = t["flag"][rows]
+        level[:, _AGAIN + 1] *= flags[:, _ERR_VARIED] & self._batch.failed[at]
+        level[:, _AGAIN + 2] *= flags[:, _STREAK_MIXED]
+        level[:, _AGAIN + 3] *= flags[:, _STAG_VARIED]
+        level[:, _AGAIN + 4] *= (self._target[at] == t["id"][rows, _TARGET]) & (self._batch.target[at] != UNKNOWN)
+        if level.any():
+            self._pace(calls, level, scaled, warning, matches, oldest, ts)
+        return level, warning
+
+    def _pace(
+        self,
+        calls: _Calls,
+        level: NDArray[np.uint8],
+        observed: Ints,
+        warning: Ints,
+        matches: Ints,
+        oldest: Ints,
+        ts: Floats,
+    ) -> None:
+        """Lowers what happens a minute or more apart: repeats are polling, the rest warns late."""
+        t, rows, gap = self._table, calls.rows, self._config.paced_gap_s
+        lasted = ts[:, None] - t["since"][rows]
+        level[:, :PERIODS][lasted[:, :PERIODS] >= gap * np.maximum(matches, 1)] = 0
+        first = t["start"][rows] + t["spent"][rows, oldest % RING]
+        level[:, _AGAIN][ts - first >= gap * np.maximum(observed[:, _AGAIN] - 1, 1)] = 0
+        late = self._config.paced_factor
+        for rule in (PERIODS, *range(_AGAIN + 1, _VOLUME)):
+            paced = lasted[:, _MARK_OF[rule]] >= gap * np.maximum(observed[:, rule] - 1, 1)
+            level[paced, rule] = observed[paced, rule] >= late * warning[paced, rule]
+
+    def _tell(self, calls: _Calls, level: NDArray[np.uint8], observed: Ints, warning: Ints, oldest: Ints) -> Found:
+        """One alert per loop: findings for those that are new, have risen, or last."""
+        # The first rule at the highest level names the loop.
+        rule = level.argmax(axis=1)
+        chosen = np.flatnonzero(level[np.arange(len(rule)), rule] > 0)
+        found: Found = []
+        for j in chosen.tolist():
+            which = int(rule[j])
+            row, i = int(calls.rows[j]), int(calls.at[j])
+            mark = self._mark_of(which, row, int(oldest[j]))
+            if self._speaks(row, self._identity(which, row, i), int(level[j, which]), float(self._batch.ts[i]), mark):
+                count = int(observed[j, which])
+                found.append(
+                    (i, self._finding(i, row, which, int(level[j, which]), count, int(warning[j, which]), mark))
+                )
+        return found
+
+    def _mark_of(self, rule: int, row: int, oldest: int) -> tuple[float, float, float] | None:
+        t = self._table
+        mark = _MARK_OF[rule]
+        if mark >= 0:
+            return float(t["since"][row, mark]), float(t["since_tokens"][row, mark]), float(t["since_cost"][row, mark])
+        if rule != _AGAIN:
+            return None
+        seconds, tokens, cost = t["spent"][row, oldest % RING + np.arange(3) * RING].tolist()
+        return float(t["start"][row]) + seconds, tokens, cost
+
+    def _identity(self, rule: int, row: int, i: int) -> int:
+        """What makes two alerts the same loop: its calls, in whatever order they came."""
+        t = self._table
+        if rule == 0 or rule in (PERIODS, _AGAIN):
+            parts = [int(self._call[i])]
+        elif rule < PERIODS:
+            last = (int(t["n"][row]) - 1 - np.arange(rule + 1)) % RING
+            parts = t["call"][row, last].tolist()
+        elif rule == _AGAIN + 1:
+            parts = [int(self._tool[i]), int(self._error[i])]
+        elif rule == _AGAIN + 3:
+            parts = [int(self._tool[i]), int(self._result[i])]
+        elif rule == _AGAIN + 4:
+            parts = [int(self._target[i])]
+        else:
+            parts = []
+        family = 0 if rule < PERIODS or rule in (PERIODS, _AGAIN) else rule
+        return (sum(parts) + family * 0x9E3779B1) % 2**32
+
+    def _speaks(self, row: int, identity: int, level: int, ts: float, mark: tuple[float, float, float] | None) -> bool:
+        """Whether a firing loop is reported now; remembers that it was."""
+        t, c = self._table, self._config
+        loops, known, last = t["alarm"][row], t["alarm_level"][row], t["alarm_ts"][row]
+        same = np.flatnonzero((loops == identity) & (known > 0))
+        if len(same):
+            place = int(same[0])
+            # Begun after it was last reported: another loop of the same calls.
+            begun_anew = mark is not None and mark[0] > last[place]
+            before = 0 if begun_anew or ts - last[place] >= c.rearm_s else int(known[place])
+            if level <= before and ts - last[place] < c.repeat_s:
+                return False
+            level = max(level, before)
+        else:
+            place = int(last.argmin())
+            if ts - last[place] < c.repeat_s and level <= int(known.max()):
+                return False  # four loops at a time are enough
+        t["alarm"][row, place], t["alarm_level"][row, place] = identity, level
+        t["alarm_ts"][row, place] = ts if not len(same) else max(ts, float(last[place]))
+        return True
+
+    def _finding(
+        self,
+        i: int,
+        row: int,
+        rule: int,
+        level: int,
+        count: int,
+        threshold: int,
+        mark: tuple[float, float, float] | None,
+    ) -> Any:
+        batch, t = self._batch, self._table
+        tool = batch.tool[i] or "a tool"
+        blind = bool(self._blind[i])
+        outcome = "with no result sent" if blind else f"with the same {'error' if batch.failed[i] else 'result'}"
+        n_calls, period, unit = count, 1, "calls"
+        if rule == 0:
+            what = f"has made the same call of {tool} {count} times in a row {outcome}"
+        elif rule < PERIODS:
+            n_calls, period, unit = count * (rule + 1), rule + 1, "laps"
+            what = f"has gone round the same {period} calls {count} times with the same results"
+        elif rule == PERIODS:
+            what = f"has called {tool} {count} times in a row and it failed every time"
+        elif rule == _AGAIN:
+            what = f"has come back {count} times to the same call of {tool} {outcome}"
+        elif rule == _AGAIN + 1:
+            what = f"has called {tool} {count} times with changing arguments and it failed in the same way"
+        elif rule == _AGAIN + 2:
+            what = f"has made {count} calls in a row that all failed"
+        elif rule == _AGAIN + 3:
+            what = f"has called {tool} {count} times in a row with changing arguments and always got the same answer"
+        elif rule == _AGAIN + 4:
+            what = f"has read the same target {count} times, {int(t['count'][row, _REREADS])} of them nothing new,"
+        elif rule == _AGAIN + 5:
+            what = f"has made {count} calls without a new result"
+        else:
+            what = f"has made {count} tool calls"
+        return finding(
+            batch,
+            i,
+            rule=_RULES[rule],
+            level=level,
+            observed=count,
+            threshold=threshold,
+            unit=unit,
+            what=what,
+            mark=mark,
+            evidence={"calls": n_calls, "period": period, "tool": batch.tool[i]},
+            news=None if blind else float(t["since"][row, STALE]),
+        )
+
+
+def _half(hashes: Hashes) -> Words:
+    """32 of the 64 bits."""
+    return (hashes >> np.uint64(32)).astype(np.uint32)
