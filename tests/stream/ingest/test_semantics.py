@@ -51,7 +51,7 @@ def test_ends_of_answers_have_one_name(reason: str | None, finish: Finish) -> No
 
 
 @pytest.mark.parametrize(
-    ("json", "empty"), [('""', True), ("[]", True), (" { } ", False), ("null", False), ("0", False)]
+    ("json", "empty"), [('""', True), ("[]", True), (" { } ", True), ('"\\n "', True), ("null", False), ("0", False)]
 )
 def test_an_empty_result_was_observed_and_holds_nothing(json: str, empty: bool) -> None:
     assert is_empty(event(f'"result": {json}').result) is empty
