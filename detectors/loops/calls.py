@@ -59,8 +59,8 @@ _RULES = (
         "volume",
     ),
 )
-_AGAIN, _VOLUME = PERIODS + 1, len(_RULES) - 1
-_MARK_OF = (*range(PERIODS), FAILING, -1, SAME_ERROR, ERRORS, STAGNANT, SWEEP, STALE, -1)
+_AGAIN, _VOLUME, _REPEAT = PERIODS + 1, len(_RULES) - 2, len(_RULES) - 1
+_MARK_OF = (*range(PERIODS), FAILING, -1, SAME_ERROR, ERRORS, STAGNANT, SWEEP, STALE, -1, -1)
 """Rule -> its mark; -1: it has none."""
 
 
@@ -154,6 +154,8 @@ class Calls:
         observed[:, _AGAIN + 4] = count[:, _READS]
         observed[:, _AGAIN + 5] = count[:, _STALE]
         observed[:, _VOLUME] = calls.number + 1
+        before = self._table["call"][calls.rows, (calls.number - 1) % RING]
+        observed[:, _REPEAT] = 1 + ((self._call[at] == before) & (calls.number > 0) & ~calls.same_round)
         level, warning = self._levels(calls, observed, count, matches, oldest, ts)
         if not level.any():
             return []
@@ -382,6 +384,7 @@ class Calls:
         )
         put(_AGAIN + 5, c.stale_warning, c.stale_critical)
         put(_VOLUME, c.volume_warning, never)
+        put(_REPEAT, np.where(poll, never, 2) if c.early else never, never)
 
         # A streak of failures is counted in parts of a call.
         scaled = observed.copy()
@@ -447,7 +450,8 @@ class Calls:
     def _identity(self, rule: int, row: int, i: int) -> int:
         """What makes two alerts the same loop: its calls, in whatever order they came."""
         t = self._table
-        if rule == 0 or rule in (PERIODS, _AGAIN):
+        of_one_call = rule in (0, PERIODS, _AGAIN, _REPEAT)
+        if of_one_call:
             parts = [int(self._call[i])]
         elif rule < PERIODS:
             last = (int(t["n"][row]) - 1 - np.arange(rule + 1)) % RING
@@ -460,7 +464,7 @@ class Calls:
             parts = [int(self._target[i])]
         else:
             parts = []
-        family = 0 if rule < PERIODS or rule in (PERIODS, _AGAIN) else rule
+        family = 0 if of_one_call or rule < PERIODS else rule
         return (sum(parts) + family * 0x9E3779B1) % 2**32
 
     def _speaks(self, row: int, identity: int, level: int, ts: float, mark: tuple[float, float, float] | None) -> bool:
@@ -518,8 +522,10 @@ class Calls:
             what = f"has read the same target {count} times, {int(t['count'][row, _REREADS])} of them nothing new,"
         elif rule == _AGAIN + 5:
             what = f"has made {count} calls without a new result"
-        else:
+        elif rule == _VOLUME:
             what = f"has made {count} tool calls"
+        else:
+            what = f"has repeated its latest call of {tool}"
         return finding(
             batch,
             i,

@@ -281,6 +281,12 @@ class RetryLoopConfig(DetectorConfig):
         source="twice the warning; not measured on labelled data",
         ge=3,
     )
+    early: bool = setting(
+        False,
+        unit="yes or no",
+        why="Warn of every call made twice in a row, whatever it brings: finds more repetitions, wakes more people.",
+        source="people who label runs step by step call the first repetition one (llm-agents-study)",
+    )
     paced_gap_s: float = setting(
         60.0,
         unit="s",
