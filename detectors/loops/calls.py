@@ -23,8 +23,9 @@ PERIODS: Final = 5
 """Longest cycle looked for; the public detectors that look for cycles stop at 4 or 5."""
 RING: Final = 32
 """Latest calls that are remembered one by one."""
-SEEN: Final = 256
-"""Slots of the memory of (call, result) pairs; a pair forgotten counts as new, so it can only hide a loop."""
+SETS, WAYS = 64, 4
+"""Memory of (call, result) pairs: so many sets of so many pairs, of which the oldest makes room. A pair that was
+forgotten counts as new, so it can only hide a loop."""
 ALARMS: Final = 4
 """Loops of one run that can be told apart at a time."""
 
@@ -32,36 +33,36 @@ ALARMS: Final = 4
 # a failed call from a successful one with the same text.
 _MIX, _BLIND, _FAILED = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
-# Rules that last over calls have a mark: where it began. Periods come first, period p at index p - 1.
-FAILING, SAME_ERROR, ERRORS, STAGNANT, STALE, SWEEP = range(PERIODS, PERIODS + 6)
-_MARKS = PERIODS + 6
-
 # Counters of a run, in one column.
 _FAILURES, _SAME_ERROR, _ERRORS, _ERROR_CALLS, _STAGNANT, _STALE, _READS, _REREADS = range(8)
 _COUNTERS = 8
 # Hashes of a run, in one column.
-_ERR_TOOL, _ERR_CLASS, _ERR_FIRST, _STREAK_TOOL, _STAG_TOOL, _STAG_RESULT, _STAG_FIRST, _TARGET = range(8)
-_IDS = 8
+_ERR_TOOL, _ERR_CLASS, _ERR_FIRST, _STAG_TOOL, _STAG_RESULT, _STAG_FIRST, _TARGET = range(7)
+_IDS = 7
 # Yes or no of a run, in one column.
 _ERR_VARIED, _STREAK_MIXED, _STAG_VARIED = range(3)
 _FLAGS = 3
 
-_RULES = (
-    *("same_call", "cycle", "cycle", "cycle", "cycle"),
-    *(
-        "failing_repeat",
-        "same_call_again",
-        "same_error",
-        "error_streak",
-        "stagnation",
-        "sweep",
-        "nothing_new",
-        "volume",
-    ),
+# The rules, in the order in which the first of those that fire names the loop. Period p is rule p - 1.
+_FAILING, _AGAIN, _ONE_ERROR, _STREAK, _STAGNATION, _SWEEP, _DROUGHT, _VOLUME, _REPEAT = range(PERIODS, PERIODS + 9)
+_NAMES = (
+    *("same_call", "cycle", "cycle", "cycle", "cycle", "failing_repeat", "same_call_again", "same_error"),
+    *("error_streak", "stagnation", "sweep", "nothing_new", "volume", "repeat"),
 )
-_AGAIN, _VOLUME, _REPEAT = PERIODS + 1, len(_RULES) - 2, len(_RULES) - 1
-_MARK_OF = (*range(PERIODS), FAILING, -1, SAME_ERROR, ERRORS, STAGNANT, SWEEP, STALE, -1, -1)
-"""Rule -> its mark; -1: it has none."""
+_RULES = len(_NAMES)
+_COUNTED = {
+    _FAILING: _FAILURES,
+    _ONE_ERROR: _SAME_ERROR,
+    _STREAK: _ERROR_CALLS,
+    _STAGNATION: _STAGNANT,
+    _SWEEP: _READS,
+    _DROUGHT: _STALE,
+}
+# Where a rule's streak began is kept for those that count over calls: for the periods by number, then these.
+_MARK = {rule: rule for rule in range(PERIODS)}
+_MARK |= {rule: PERIODS + i for i, rule in enumerate((_FAILING, _ONE_ERROR, _STREAK, _STAGNATION, _SWEEP, _DROUGHT))}
+_MARKS = len(_MARK)
+_NEVER = int(np.iinfo(np.int64).max)
 
 
 def fields() -> dict[str, tuple[Any, ...]]:
@@ -84,13 +85,13 @@ def fields() -> dict[str, tuple[Any, ...]]:
         "count": (np.int32, 0, _COUNTERS),
         "id": (np.uint32, 0, _IDS),
         "flag": (np.bool_, False, _FLAGS),
-        "since": (np.float64, 0.0, _MARKS),
-        "since_tokens": (np.int64, 0, _MARKS),
-        "since_cost": (np.int64, 0, _MARKS),
-        "seen": (np.uint16, 0, SEEN),
+        "since": (np.float64, 0.0, 3 * _MARKS),  # event times, and the run's tokens and cost before
+        "seen": (np.uint16, 0, SETS * WAYS),
+        "progress": (np.int32, 0),  # new results so far; a change counts as `rearm_news` of them
         "alarm": (np.uint32, 0, ALARMS),  # which loops spoke
         "alarm_level": (np.uint8, 0, ALARMS),
         "alarm_ts": (np.float64, -np.inf, ALARMS),
+        "alarm_progress": (np.int32, 0, ALARMS),
     }
 
 
@@ -144,15 +145,11 @@ class Calls:
         matches, again, oldest = self._repeats(calls, begins)
         count = self._streaks(calls, begins)
         self._mark(calls, begins)
-        observed = np.empty((k, len(_RULES)), np.int64)
+        observed = np.empty((k, _RULES), np.int64)
         observed[:, :PERIODS] = matches // np.arange(1, PERIODS + 1) + 1
-        observed[:, PERIODS] = count[:, _FAILURES]
         observed[:, _AGAIN] = again
-        observed[:, _AGAIN + 1] = count[:, _SAME_ERROR]
-        observed[:, _AGAIN + 2] = count[:, _ERROR_CALLS]
-        observed[:, _AGAIN + 3] = count[:, _STAGNANT]
-        observed[:, _AGAIN + 4] = count[:, _READS]
-        observed[:, _AGAIN + 5] = count[:, _STALE]
+        for rule, counter in _COUNTED.items():
+            observed[:, rule] = count[:, counter]
         observed[:, _VOLUME] = calls.number + 1
         before = self._table["call"][calls.rows, (calls.number - 1) % RING]
         observed[:, _REPEAT] = 1 + ((self._call[at] == before) & (calls.number > 0) & ~calls.same_round)
@@ -193,9 +190,11 @@ class Calls:
         with np.errstate(over="ignore"):
             key = self._mixed[at] + np.where(mutates, np.uint64(0), epoch * _BLIND)
             key ^= key >> np.uint64(32)
-        slot, tag = (key % np.uint64(SEEN)).astype(np.int64), (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
-        novel = t["seen"][rows, slot] != tag
-        t["seen"][rows, slot] = tag
+        place, tag = (key % np.uint64(SETS)).astype(np.int64), (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
+        ways = place[:, None] * WAYS + np.arange(WAYS)
+        pairs = t["seen"][rows[:, None], ways]
+        novel = (pairs != tag[:, None]).all(axis=1)
+        t["seen"][rows[novel, None], ways[novel]] = np.concatenate([tag[novel, None], pairs[novel, :-1]], axis=1)
         changes = novel & mutates & ~batch.failed[at]
         t["epoch"][rows] = epoch + changes
         t["barrier"][rows] = np.where(changes, number, t["barrier"][rows])
@@ -280,7 +279,7 @@ class Calls:
         before = t["call"][rows, (calls.number - 1) % RING]
         known = np.where((call == before) & (calls.number > 0), count[:, _FAILURES], 0)
         count[:, _FAILURES] = np.where(failed, np.maximum(known + one, 1), 0)
-        begins[:, FAILING] = failed & (known == 0)
+        begins[:, _MARK[_FAILING]] = failed & (known == 0)
 
         # The same tool fails with the same kind of error.
         error = self._error[at]
@@ -294,7 +293,7 @@ class Calls:
         flags[:, _ERR_VARIED] = np.where(fresh, False, flags[:, _ERR_VARIED] | (like & (call != ids[:, _ERR_FIRST])))
         for which, value in ((_ERR_TOOL, tool), (_ERR_CLASS, error), (_ERR_FIRST, call)):
             ids[:, which] = np.where(fresh, value, ids[:, which])
-        begins[:, SAME_ERROR] = fresh
+        begins[:, _MARK[_ONE_ERROR]] = fresh
 
         # Whatever is called fails. Counted in parts of a call, of which a shell's failures are one each.
         part = np.where(self._shell[at], 1, self._config.shell_factor).astype(np.int32)
@@ -303,7 +302,7 @@ class Calls:
         count[:, _ERROR_CALLS] = np.where(failed, count[:, _ERROR_CALLS] + one, 0)
         # The calls of a round after its first count with it; they alone make no streak.
         flags[:, _STREAK_MIXED] = failed & ~first & (flags[:, _STREAK_MIXED] | (call != before))
-        begins[:, ERRORS] = first
+        begins[:, _MARK[_STREAK]] = first
 
         # One answer, whatever is asked.
         result = self._result[at]
@@ -314,13 +313,14 @@ class Calls:
         flags[:, _STAG_VARIED] = np.where(fresh, False, flags[:, _STAG_VARIED] | (call != ids[:, _STAG_FIRST]))
         for which, value in ((_STAG_TOOL, tool), (_STAG_RESULT, result), (_STAG_FIRST, call)):
             ids[:, which] = np.where(fresh, value, ids[:, which])
-        begins[:, STAGNANT] = fresh
+        begins[:, _MARK[_STAGNATION]] = fresh
 
         # Nothing new. Waiting and answers that were not sent say nothing either way.
         says = ~self._blind[at] & ~self._poll[at]
         news = (calls.novel & ~self._blind[at] & ~failed) | (calls.number == 0)
         count[:, _STALE] = np.where(news, 0, count[:, _STALE] + says * one)
-        begins[:, STALE] = news
+        begins[:, _MARK[_DROUGHT]] = news
+        t["progress"][rows] += news + changes * np.int32(self._config.rearm_news - 1)
 
         # Reading one target again and again.
         target = self._target[at]
@@ -330,7 +330,7 @@ class Calls:
         count[:, _REREADS] = np.where(fresh | changes, 0, count[:, _REREADS] + (same & ~calls.novel))
         count[:, _READS] = np.where(fresh, 1, np.where(changes, 0, count[:, _READS] + (same * one)))
         ids[:, _TARGET] = np.where(fresh, target, ids[:, _TARGET])
-        begins[:, SWEEP] = fresh
+        begins[:, _MARK[_SWEEP]] = fresh
 
         t["count"][rows], t["id"][rows], t["flag"][rows] = count, ids, flags
         return count
@@ -338,8 +338,9 @@ class Calls:
     def _mark(self, calls: _Calls, begins: Bools) -> None:
         """Notes that streaks begin with these calls."""
         t, at, rows = self._table, calls.at, calls.rows
-        for name, value in (("since", self._batch.ts), ("since_tokens", self._tokens), ("since_cost", self._cost)):
-            t[name][rows] = np.where(begins, value[at][:, None], t[name][rows])
+        now = np.stack([self._batch.ts[at], self._tokens[at], self._cost[at]], axis=1)[:, :, None]
+        since = t["since"][rows].reshape(-1, 3, _MARKS)
+        t["since"][rows] = np.where(begins[:, None, :], now, since).reshape(-1, 3 * _MARKS)
 
     # --------------------------------------------------------------------------------- verdicts
 
@@ -350,7 +351,7 @@ class Calls:
         c, t, at, rows = self._config, self._table, calls.at, calls.rows
         k = len(at)
         blind, poll = self._blind[at], self._poll[at]
-        warning = np.empty((k, len(_RULES)), np.int64)
+        warning = np.empty((k, _RULES), np.int64)
         critical = np.empty_like(warning)
 
         def put(column: int, w: Any, cr: Any) -> None:
@@ -366,35 +367,34 @@ class Calls:
             if period > 2:
                 extra += np.where(calls.number - t["blind"][rows] < period, c.blind_laps, 0)
             put(period - 1, c.laps_warning + extra, c.laps_critical + extra)
-        put(PERIODS, c.failing_warning, c.failing_critical)
+        put(_FAILING, c.failing_warning, c.failing_critical)
         often = np.where(poll, c.poll_warning, np.where(blind, c.sparse_warning + 1, c.again_warning))
         put(_AGAIN, often, np.where(poll, c.poll_critical, c.again_critical + blind))
         factor = np.where(self._shell[at], c.shell_factor, 1)
-        put(_AGAIN + 1, c.same_error_warning * factor, c.same_error_critical * factor)
-        put(_AGAIN + 2, c.errors_warning, c.errors_critical)
+        put(_ONE_ERROR, c.same_error_warning * factor, c.same_error_critical * factor)
+        put(_STREAK, c.errors_warning, c.errors_critical)
         unsure = np.where(self._shell[at], c.shell_extra, 0)
         patience = np.where(poll, c.paced_factor, 1)
-        put(_AGAIN + 3, (c.stagnant_warning + unsure) * patience, (c.stagnant_critical + unsure) * patience)
+        put(_STAGNATION, (c.stagnant_warning + unsure) * patience, (c.stagnant_critical + unsure) * patience)
         rereads = count[:, _REREADS] * 4 >= count[:, _READS]
-        never = np.iinfo(np.int64).max
         put(
-            _AGAIN + 4,
+            _SWEEP,
             np.where(rereads, c.sweep_warning, 4 * c.sweep_warning),
-            np.where(rereads, c.sweep_critical, never),
+            np.where(rereads, c.sweep_critical, _NEVER),
         )
-        put(_AGAIN + 5, c.stale_warning, c.stale_critical)
-        put(_VOLUME, c.volume_warning, never)
-        put(_REPEAT, np.where(poll, never, 2) if c.early else never, never)
+        put(_DROUGHT, c.stale_warning, c.stale_critical)
+        put(_VOLUME, c.volume_warning, _NEVER)
+        put(_REPEAT, np.where(poll, _NEVER, 2) if c.early else _NEVER, _NEVER)
 
         # A streak of failures is counted in parts of a call.
         scaled = observed.copy()
-        scaled[:, _AGAIN + 2] = count[:, _ERRORS] // c.shell_factor
+        scaled[:, _STREAK] = count[:, _ERRORS] // c.shell_factor
         level = levels(scaled, warning, critical)
         flags = t["flag"][rows]
-        level[:, _AGAIN + 1] *= flags[:, _ERR_VARIED] & self._batch.failed[at]
-        level[:, _AGAIN + 2] *= flags[:, _STREAK_MIXED]
-        level[:, _AGAIN + 3] *= flags[:, _STAG_VARIED]
-        level[:, _AGAIN + 4] *= (self._target[at] == t["id"][rows, _TARGET]) & (self._batch.target[at] != UNKNOWN)
+        level[:, _ONE_ERROR] *= flags[:, _ERR_VARIED] & self._batch.failed[at]
+        level[:, _STREAK] *= flags[:, _STREAK_MIXED]
+        level[:, _STAGNATION] *= flags[:, _STAG_VARIED]
+        level[:, _SWEEP] *= (self._target[at] == t["id"][rows, _TARGET]) & (self._batch.target[at] != UNKNOWN)
         if level.any():
             self._pace(calls, level, scaled, warning, matches, oldest, ts)
         return level, warning
@@ -411,56 +411,66 @@ class Calls:
     ) -> None:
         """Lowers what happens a minute or more apart: repeats are polling, the rest warns late."""
         t, rows, gap = self._table, calls.rows, self._config.paced_gap_s
-        lasted = ts[:, None] - t["since"][rows]
+        lasted = ts[:, None] - t["since"][rows, :_MARKS]
         level[:, :PERIODS][lasted[:, :PERIODS] >= gap * np.maximum(matches, 1)] = 0
         first = t["start"][rows] + t["spent"][rows, oldest % RING]
         level[:, _AGAIN][ts - first >= gap * np.maximum(observed[:, _AGAIN] - 1, 1)] = 0
         late = self._config.paced_factor
-        for rule in (PERIODS, *range(_AGAIN + 1, _VOLUME)):
-            paced = lasted[:, _MARK_OF[rule]] >= gap * np.maximum(observed[:, rule] - 1, 1)
-            level[paced, rule] = observed[paced, rule] >= late * warning[paced, rule]
+        for rule in _COUNTED:
+            paced = (level[:, rule] > 0) & (lasted[:, _MARK[rule]] >= gap * np.maximum(observed[:, rule] - 1, 1))
+            if paced.any():
+                level[paced, rule] = observed[paced, rule] // late >= warning[paced, rule]
 
     def _tell(self, calls: _Calls, level: NDArray[np.uint8], observed: Ints, warning: Ints, oldest: Ints) -> Found:
         """One alert per loop: findings for those that are new, have risen, or last."""
         # The first rule at the highest level names the loop.
         rule = level.argmax(axis=1)
-        chosen = np.flatnonzero(level[np.arange(len(rule)), rule] > 0)
+        highest = level[np.arange(len(rule)), rule]
+        chosen = np.flatnonzero((highest > 0) & ~self._has_spoken(calls, highest))
         found: Found = []
         for j in chosen.tolist():
             which = int(rule[j])
             row, i = int(calls.rows[j]), int(calls.at[j])
             mark = self._mark_of(which, row, int(oldest[j]))
-            if self._speaks(row, self._identity(which, row, i), int(level[j, which]), float(self._batch.ts[i]), mark):
-                count = int(observed[j, which])
-                found.append(
-                    (i, self._finding(i, row, which, int(level[j, which]), count, int(warning[j, which]), mark))
-                )
+            if self._speaks(row, self._identity(which, row, i), int(highest[j]), float(self._batch.ts[i]), mark):
+                count, threshold = int(observed[j, which]), int(warning[j, which])
+                found.append((i, self._finding(i, row, which, int(highest[j]), count, threshold, mark)))
         return found
+
+    def _has_spoken(self, calls: _Calls, level: NDArray[np.uint8]) -> Bools:
+        """Where an alarm as high went off a moment ago, and nothing new has come since: still the same trouble."""
+        t, rows = self._table, calls.rows
+        last = t["alarm_ts"][rows]
+        latest = last.argmax(axis=1)[:, None]
+        recent = self._batch.ts[calls.at][:, None] - last < self._config.repeat_s
+        as_high = t["alarm_level"][rows] >= level[:, None]
+        still = np.take_along_axis(t["alarm_progress"][rows], latest, axis=1)[:, 0] == t["progress"][rows]
+        spoken: Bools = (recent & as_high).any(axis=1) & still
+        return spoken
 
     def _mark_of(self, rule: int, row: int, oldest: int) -> tuple[float, float, float] | None:
         t = self._table
-        mark = _MARK_OF[rule]
-        if mark >= 0:
-            return float(t["since"][row, mark]), float(t["since_tokens"][row, mark]), float(t["since_cost"][row, mark])
-        if rule != _AGAIN:
-            return None
-        seconds, tokens, cost = t["spent"][row, oldest % RING + np.arange(3) * RING].tolist()
-        return float(t["start"][row]) + seconds, tokens, cost
+        if rule in _MARK:
+            since, tokens, cost = t["since"][row, _MARK[rule] + np.arange(3) * _MARKS].tolist()
+            return since, tokens, cost
+        if rule == _AGAIN:
+            seconds, tokens, cost = t["spent"][row, oldest % RING + np.arange(3) * RING].tolist()
+            return float(t["start"][row]) + seconds, tokens, cost
+        return None
 
     def _identity(self, rule: int, row: int, i: int) -> int:
         """What makes two alerts the same loop: its calls, in whatever order they came."""
         t = self._table
-        of_one_call = rule in (0, PERIODS, _AGAIN, _REPEAT)
+        of_one_call = rule in (0, _FAILING, _AGAIN, _REPEAT)
         if of_one_call:
             parts = [int(self._call[i])]
         elif rule < PERIODS:
-            last = (int(t["n"][row]) - 1 - np.arange(rule + 1)) % RING
-            parts = t["call"][row, last].tolist()
-        elif rule == _AGAIN + 1:
+            parts = t["call"][row, (int(t["n"][row]) - 1 - np.arange(rule + 1)) % RING].tolist()
+        elif rule == _ONE_ERROR:
             parts = [int(self._tool[i]), int(self._error[i])]
-        elif rule == _AGAIN + 3:
+        elif rule == _STAGNATION:
             parts = [int(self._tool[i]), int(self._result[i])]
-        elif rule == _AGAIN + 4:
+        elif rule == _SWEEP:
             parts = [int(self._target[i])]
         else:
             parts = []
@@ -470,22 +480,24 @@ class Calls:
     def _speaks(self, row: int, identity: int, level: int, ts: float, mark: tuple[float, float, float] | None) -> bool:
         """Whether a firing loop is reported now; remembers that it was."""
         t, c = self._table, self._config
-        loops, known, last = t["alarm"][row], t["alarm_level"][row], t["alarm_ts"][row]
-        same = np.flatnonzero((loops == identity) & (known > 0))
-        if len(same):
-            place = int(same[0])
-            # Begun after it was last reported: another loop of the same calls.
-            begun_anew = mark is not None and mark[0] > last[place]
-            before = 0 if begun_anew or ts - last[place] >= c.rearm_s else int(known[place])
-            if level <= before and ts - last[place] < c.repeat_s:
-                return False
-            level = max(level, before)
-        else:
+        loops, levels_, last = t["alarm"][row], t["alarm_level"][row], t["alarm_ts"][row]
+        progress = int(t["progress"][row])
+        same = np.flatnonzero((loops == identity) & (levels_ > 0) & (ts - last < c.rearm_s))
+        place = int(same[0]) if len(same) else int(last.argmax())
+        reported, recent = float(last[place]), ts - float(last[place]) < c.repeat_s
+        news = progress - int(t["alarm_progress"][row, place])
+        # A streak that began after the last report is another one, if there was progress in between: a little
+        # of it between loops of different calls, more between two of the same.
+        another = mark is not None and mark[0] > reported and news >= (c.rearm_news if len(same) else 1)
+        if recent and level <= int(levels_[place]) and not another:
+            return False
+        if not len(same):
             place = int(last.argmin())
-            if ts - last[place] < c.repeat_s and level <= int(known.max()):
-                return False  # four loops at a time are enough
+        elif not another:
+            level = max(level, int(levels_[place]))
         t["alarm"][row, place], t["alarm_level"][row, place] = identity, level
-        t["alarm_ts"][row, place] = ts if not len(same) else max(ts, float(last[place]))
+        t["alarm_ts"][row, place] = max(ts, reported) if len(same) else ts
+        t["alarm_progress"][row, place] = progress
         return True
 
     def _finding(
@@ -508,19 +520,19 @@ class Calls:
         elif rule < PERIODS:
             n_calls, period, unit = count * (rule + 1), rule + 1, "laps"
             what = f"has gone round the same {period} calls {count} times with the same results"
-        elif rule == PERIODS:
+        elif rule == _FAILING:
             what = f"has called {tool} {count} times in a row and it failed every time"
         elif rule == _AGAIN:
             what = f"has come back {count} times to the same call of {tool} {outcome}"
-        elif rule == _AGAIN + 1:
+        elif rule == _ONE_ERROR:
             what = f"has called {tool} {count} times with changing arguments and it failed in the same way"
-        elif rule == _AGAIN + 2:
+        elif rule == _STREAK:
             what = f"has made {count} calls in a row that all failed"
-        elif rule == _AGAIN + 3:
+        elif rule == _STAGNATION:
             what = f"has called {tool} {count} times in a row with changing arguments and always got the same answer"
-        elif rule == _AGAIN + 4:
+        elif rule == _SWEEP:
             what = f"has read the same target {count} times, {int(t['count'][row, _REREADS])} of them nothing new,"
-        elif rule == _AGAIN + 5:
+        elif rule == _DROUGHT:
             what = f"has made {count} calls without a new result"
         elif rule == _VOLUME:
             what = f"has made {count} tool calls"
@@ -529,7 +541,7 @@ class Calls:
         return finding(
             batch,
             i,
-            rule=_RULES[rule],
+            rule=_NAMES[rule],
             level=level,
             observed=count,
             threshold=threshold,
@@ -537,7 +549,7 @@ class Calls:
             what=what,
             mark=mark,
             evidence={"calls": n_calls, "period": period, "tool": batch.tool[i]},
-            news=None if blind else float(t["since"][row, STALE]),
+            news=None if blind else float(t["since"][row, _MARK[_DROUGHT]]),
         )
 
 

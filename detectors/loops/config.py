@@ -308,6 +308,13 @@ class RetryLoopConfig(DetectorConfig):
         source="keeps the incident alive; well under the quiet time of incidents",
         gt=0,
     )
+    rearm_news: int = setting(
+        5,
+        unit="results",
+        why="After so many new results, or a change made, the same loop is new when it begins again.",
+        source="five steps of work are more than a glance aside; measured on nothing",
+        ge=1,
+    )
     rearm_s: float = setting(
         300.0,
         unit="s",

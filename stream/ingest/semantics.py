@@ -5,6 +5,7 @@ Names are all that producers have in common, so names are what is looked at; eve
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -34,6 +35,8 @@ _NAMES = {
     ToolKind.READ: "read reads reader get list ls search find grep glob view open fetch look lookup query show cat "
     "browse scroll check describe count download extract retrieve inspect scan stat diff calculate",
 }
+# Tools of public agents whose names mislead.
+_KNOWN = {"process": ToolKind.POLL, "process_manage": ToolKind.POLL, "bash_output": ToolKind.POLL}
 _KINDS = {word: int(kind) for kind, words in _NAMES.items() for word in words.split()}
 _ABSENT = msgspec.Raw()
 
@@ -56,6 +59,8 @@ def action_of(args: msgspec.Raw) -> str:
 
 @lru_cache(maxsize=4096)
 def _kind_of_name(name: str) -> int:
+    if name.lower() in _KNOWN:
+        return int(_KNOWN[name.lower()])
     words = [word.lower() for word in _WORDS.findall(name)]
     kind = next((_KINDS[word] for word in words if word in _KINDS), int(ToolKind.UNKNOWN))
     # `get_status` waits, `set_status` does not.
@@ -183,13 +188,11 @@ def _message(result: bytes) -> str:
 
 _NOTHING = re.compile(rb'\s*(?:"(?:\s|\\[nrt])*"|\[\s*\]|\{\s*\})\s*')
 _HASHES_OF_NOTHING = frozenset(
-    (
-        "d41d8cd98f00b204e9800998ecf8427e",
-        "da39a3ee5e6b4b0d3255bfef95601890afd80709",
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-    )
+    hashlib.new(name, text, usedforsecurity=False).hexdigest()
+    for name in ("md5", "sha1", "sha256")
+    for text in (b"", b'""', b"[]", b"{}")
 )
-"""MD5, SHA-1 and SHA-256 of nothing, which producers that hash send for empty results."""
+"""What producers that hash send for empty results."""
 
 
 def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
