@@ -260,6 +260,72 @@ def _unobserved(rng: random.Random, like: Event) -> Phase:
         yield 1.0, replace(like, kind=rng.choice(list(Kind)))
 
 
+# What a stuck run does, one run each; texts are numbered by how far it has come.
+
+
+def _again(i: int) -> Event:
+    return Event(tool="read", signature="read log", result="empty log") if i % 2 else _new(i)
+
+
+def _new(i: int) -> Event:
+    return Event(tool="read", tool_kind=ToolKind.READ, signature=f"read {i}", result=f"result {i}")
+
+
+def _same_error(i: int) -> Event:
+    return Event(tool="send", signature=f"send {i}", result=f"no route {i}", failed=True, error="no route")
+
+
+def _all_fails(i: int) -> Event:
+    return Event(tool=f"tool {i % 3}", signature=f"call {i}", result=f"error {i}", failed=True, error=f"error {i}")
+
+
+def _stagnant(i: int) -> Event:
+    return Event(tool="search", tool_kind=ToolKind.READ, signature=f"search {i}", result="nothing")
+
+
+def _nothing_new(i: int) -> Event:
+    page = i if i < 45 else 7 * i % 45
+    return Event(tool="read", tool_kind=ToolKind.READ, signature=f"page {page}", result=f"text {page}")
+
+
+def _sweep(i: int) -> Event:
+    return replace(_new(i % 30), target="book")
+
+
+def _cut_off(i: int) -> Event:
+    return Event(kind=Kind.LLM, result=f"part {i}", finish=Finish.TRUNCATED)
+
+
+def _compacted(i: int) -> Event:
+    return Event(kind=Kind.COMPACTION)
+
+
+def _equal_steps(i: int) -> Event:
+    return Event(kind=Kind.LLM, input=5000 + 700 * i, output=90)
+
+
+_STUCK = (
+    (_again, 25),
+    (_same_error, 14),
+    (_all_fails, 14),
+    (_stagnant, 14),
+    (_nothing_new, 90),
+    (_sweep, 80),
+    (_cut_off, 7),
+    (_compacted, 7),
+    (_equal_steps, 16),
+)
+
+
+def _stuck(rng: random.Random) -> Iterator[Event]:
+    for n, (what, times) in enumerate(_STUCK):
+        at = START + rng.uniform(0, 3000)
+        for i in range(times):
+            at += rng.uniform(0, 6)
+            event = replace(what(i), ts=at, agent=f"stuck {n}", run=f"stuck {n}", root=f"stuck task {n}")
+            yield replace(event, tokens=rng.randint(0, 9000) * 1000, cost=rng.randint(0, 10**7))
+
+
 _PHASES = (
     _work,
     _same_call,
@@ -308,6 +374,7 @@ def mixed(seed: int, *, late: float = 0.05, history: int = 60) -> list[Event]:
             for gap, event in phase(rng, like):
                 at += gap
                 events.append(replace(event, ts=at))
+    events += _stuck(random.Random(seed))  # noqa: S311 - made-up data
     arrival = [event.ts + (rng.uniform(0, LATE_S) if rng.random() < late else 0.0) for event in events]
     return [events[i] for i in sorted(range(len(events)), key=arrival.__getitem__)]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from detectors.base import Table, levels
 from detectors.loops.config import RetryLoopConfig
 from detectors.loops.verdicts import SCOPE, Found, finding, totals_before
-from detectors.types import UNKNOWN, Bools, EventBatch, Floats, Hashes, Ints, ToolKind
+from detectors.types import UNKNOWN, Bools, EventBatch, Hashes, Ints, ToolKind
 
 Words: TypeAlias = NDArray[np.uint32]
 
@@ -132,6 +132,7 @@ class Calls:
         # A command that says nothing has done something, and so may a tool that nobody knows.
         self._mutates = (kind == ToolKind.MUTATE) | (kind == ToolKind.UNKNOWN) | (self._shell & batch.empty)
         self._tokens, self._cost = totals_before(batch, slice(None))
+        self._lowest = _lowest(config)
 
     def step(self, at: Ints) -> Found:
         """One call per run: counts it and says what that leads to."""
@@ -139,7 +140,6 @@ class Calls:
         if calls is None:
             return []
         at = calls.at
-        ts = self._batch.ts[at]
         k = len(at)
         begins = np.zeros((k, _MARKS), np.bool_)
         matches, again, oldest = self._repeats(calls, begins)
@@ -153,10 +153,14 @@ class Calls:
         observed[:, _VOLUME] = calls.number + 1
         before = self._table["call"][calls.rows, (calls.number - 1) % RING]
         observed[:, _REPEAT] = 1 + ((self._call[at] == before) & (calls.number > 0) & ~calls.same_round)
-        level, warning = self._levels(calls, observed, count, matches, oldest, ts)
-        if not level.any():
+        # Most calls are far from every threshold: only the others are looked at closely.
+        near = np.flatnonzero((observed >= self._lowest).any(axis=1))
+        if not len(near):
             return []
-        return self._tell(calls, level, observed, warning, oldest)
+        calls = _Calls(at[near], calls.rows[near], calls.number[near], calls.same_round[near], calls.novel[near])
+        observed, oldest = observed[near], oldest[near]
+        level, warning = self._levels(calls, observed, count[near], matches[near], oldest)
+        return self._tell(calls, level, observed, warning, oldest) if level.any() else []
 
     def have_news(self, rows: Ints) -> Bools:
         """Whether the latest calls of these runs brought something new."""
@@ -262,7 +266,8 @@ class Calls:
         cycling = (matches[chosen][:, 1:] >= np.arange(2, PERIODS + 1)).any(axis=1)
         config = self._config
         sparse = (novel >= count) | cycling
-        meaningless = changed | (sparse & (count < config.sparse_warning))
+        # One after the other is another rule's.
+        meaningless = changed | (span < count) | (sparse & (count < config.sparse_warning))
         return np.where(meaningless, 1, count), number - span
 
     # --------------------------------------------------------------------------------- streaks
@@ -317,7 +322,7 @@ class Calls:
 
         # Nothing new. Waiting and answers that were not sent say nothing either way.
         says = ~self._blind[at] & ~self._poll[at]
-        news = (calls.novel & ~self._blind[at] & ~failed) | (calls.number == 0)
+        news = (calls.novel & ~self._blind[at] & ~failed & ~like) | changes | (calls.number == 0)
         count[:, _STALE] = np.where(news, 0, count[:, _STALE] + says * one)
         begins[:, _MARK[_DROUGHT]] = news
         t["progress"][rows] += news + changes * np.int32(self._config.rearm_news - 1)
@@ -345,7 +350,7 @@ class Calls:
     # --------------------------------------------------------------------------------- verdicts
 
     def _levels(
-        self, calls: _Calls, observed: Ints, count: Ints, matches: Ints, oldest: Ints, ts: Floats
+        self, calls: _Calls, observed: Ints, count: Ints, matches: Ints, oldest: Ints
     ) -> tuple[NDArray[np.uint8], Ints]:
         """Level of every rule, and its threshold for a warning."""
         c, t, at, rows = self._config, self._table, calls.at, calls.rows
@@ -368,8 +373,9 @@ class Calls:
                 extra += np.where(calls.number - t["blind"][rows] < period, c.blind_laps, 0)
             put(period - 1, c.laps_warning + extra, c.laps_critical + extra)
         put(_FAILING, c.failing_warning, c.failing_critical)
-        often = np.where(poll, c.poll_warning, np.where(blind, c.sparse_warning + 1, c.again_warning))
-        put(_AGAIN, often, np.where(poll, c.poll_critical, c.again_critical + blind))
+        waits = calls.number - t["poll"][rows] <= calls.number - oldest
+        often = np.where(waits, c.poll_warning, np.where(blind, c.sparse_warning + 1, c.again_warning))
+        put(_AGAIN, often, np.where(waits, c.poll_critical, c.again_critical + blind))
         factor = np.where(self._shell[at], c.shell_factor, 1)
         put(_ONE_ERROR, c.same_error_warning * factor, c.same_error_critical * factor)
         put(_STREAK, c.errors_warning, c.errors_critical)
@@ -396,7 +402,7 @@ class Calls:
         level[:, _STAGNATION] *= flags[:, _STAG_VARIED]
         level[:, _SWEEP] *= (self._target[at] == t["id"][rows, _TARGET]) & (self._batch.target[at] != UNKNOWN)
         if level.any():
-            self._pace(calls, level, scaled, warning, matches, oldest, ts)
+            self._pace(calls, level, scaled, warning, matches, oldest)
         return level, warning
 
     def _pace(
@@ -407,16 +413,15 @@ class Calls:
         warning: Ints,
         matches: Ints,
         oldest: Ints,
-        ts: Floats,
     ) -> None:
-        """Lowers what happens a minute or more apart: repeats are polling, the rest warns late."""
-        t, rows, gap = self._table, calls.rows, self._config.paced_gap_s
+        """Quiets what happens a minute or more apart, for that is polling; what fails so slowly warns late."""
+        t, rows, gap, ts = self._table, calls.rows, self._config.paced_gap_s, self._batch.ts[calls.at]
         lasted = ts[:, None] - t["since"][rows, :_MARKS]
         level[:, :PERIODS][lasted[:, :PERIODS] >= gap * np.maximum(matches, 1)] = 0
         first = t["start"][rows] + t["spent"][rows, oldest % RING]
         level[:, _AGAIN][ts - first >= gap * np.maximum(observed[:, _AGAIN] - 1, 1)] = 0
-        late = self._config.paced_factor
         for rule in _COUNTED:
+            late = self._config.paced_factor if rule in (_FAILING, _ONE_ERROR, _STREAK) else _NEVER
             paced = (level[:, rule] > 0) & (lasted[:, _MARK[rule]] >= gap * np.maximum(observed[:, rule] - 1, 1))
             if paced.any():
                 level[paced, rule] = observed[paced, rule] // late >= warning[paced, rule]
@@ -551,6 +556,18 @@ class Calls:
             evidence={"calls": n_calls, "period": period, "tool": batch.tool[i]},
             news=None if blind else float(t["since"][row, _MARK[_DROUGHT]]),
         )
+
+
+def _lowest(c: RetryLoopConfig) -> Ints:
+    """Below these counts no rule fires, whatever else holds."""
+    lowest = np.empty(_RULES, np.int64)
+    lowest[0] = min(c.repeat_warning, c.blind_warning, c.poll_warning)
+    lowest[1:PERIODS] = c.laps_warning
+    lowest[_FAILING], lowest[_AGAIN] = c.failing_warning, min(c.again_warning, c.sparse_warning + 1, c.poll_warning)
+    lowest[_ONE_ERROR], lowest[_STREAK] = c.same_error_warning, c.errors_warning
+    lowest[_STAGNATION], lowest[_SWEEP], lowest[_DROUGHT] = c.stagnant_warning, c.sweep_warning, c.stale_warning
+    lowest[_VOLUME], lowest[_REPEAT] = c.volume_warning, 2 if c.early else _NEVER
+    return lowest
 
 
 def _half(hashes: Hashes) -> Words:

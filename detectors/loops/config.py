@@ -121,10 +121,10 @@ class RetryLoopConfig(DetectorConfig):
         ge=2,
     )
     same_error_critical: int = setting(
-        12,
+        10,
         unit="calls",
         why="One tool failing with the same kind of error though its arguments change: critical.",
-        source="half more than hermes-agent's 8",
+        source="two more than hermes-agent's 8",
         ge=2,
     )
     errors_warning: int = setting(
@@ -297,7 +297,7 @@ class RetryLoopConfig(DetectorConfig):
     paced_factor: int = setting(
         3,
         unit="times",
-        why="Paced failures and paced rules other than repeats and cycles warn at so many times their threshold.",
+        why="Failures so far apart warn at so many times their threshold, and never more.",
         source="openclaw: known pollers get 10/20 where others get 3/5",
         ge=1,
     )

@@ -58,9 +58,9 @@ class _Streak:
             what: What the agent does, with {} for how often.
             paced: Times the warning threshold at which paced streaks warn; 0: never.
         """
-        level = levels(counts, warning, critical)
-        if not level.any():
+        if not (counts >= warning).any():
             return []
+        level = levels(counts, warning, critical)
         table, rows, ts = self.table, batch.entities[SCOPE].row[at], batch.ts[at]
         slow = ts - table["since"][rows] >= config.paced_gap_s * np.maximum(counts - 1, 1)
         level[slow] = (counts[slow] >= paced * warning) if paced else 0
@@ -268,6 +268,8 @@ class Talk:
         table["growing"][rows] = np.minimum(growing, _GROWING)
         table["gap"][rows] = np.where(failed, np.where(gap > 0, gap, np.inf), table["gap"][rows])
         table["refused"][rows] = np.where(failed, np.maximum(ts, table["refused"][rows]), table["refused"][rows])
+        if not (errors >= config.storm_warning).any():
+            return []
         level = np.where(failed & (growing < _GROWING), levels(errors, config.storm_warning, config.storm_critical), 0)
         speak = pace(table, rows, level, ts, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         return [
