@@ -53,7 +53,8 @@ def finding(
         tail = f" in {duration(batch.ts[i] - since)}{used}"
     if news is not None:
         told["last_new_result"] = news
-        tail += f", last new result {duration(batch.ts[i] - news)} ago"
+        if news != told.get("since"):  # a repeated call mostly began with the last new result
+            tail += f", last new result {duration(batch.ts[i] - news)} ago"
     return Finding.at(
         batch,
         i,
