@@ -57,10 +57,13 @@ class Hasher:
         data = bytes(raw)
         if not data or data == b"null":
             return ready_made or None
-        value = decoded(data)
+        return self.value(decoded(data), data, leave_out)
+
+    def value(self, value: Any, data: bytes, leave_out: Fields | None = None) -> str:
+        """The hash, as text, of a value that was decoded from these bytes; see `content`."""
         if value is UNREADABLE:
             return f"{self._digest(data):016x}"
-        if leave_out is not None and leave_out.hint.search(data):
+        if leave_out is not None and leave_out.concern(data):
             value = leave_out.strip(value)
         return f"{self._digest(_encode(value)):016x}"
 

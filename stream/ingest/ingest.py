@@ -105,10 +105,15 @@ class Ingest:
         args = result = None
         if event.tool:
             args, result = self._volatile.of(event.tool, action_of(event.args))
-            if not event.target_hash and bytes(event.args):
-                target = target_of(decoded(bytes(event.args)))
+        data = bytes(event.args)
+        if event.tool and data and data != b"null":
+            value = decoded(data)
+            if not event.target_hash:
+                target = target_of(value)
                 event.target_hash = target and self._hasher.text(target)
-        event.args_hash = self._hasher.content(event.args, event.args_hash, args)
+            event.args_hash = self._hasher.value(value, data, args)
+        else:
+            event.args_hash = self._hasher.content(event.args, event.args_hash)
         event.result_hash = self._hasher.content(event.result, event.result_hash, result)
 
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:

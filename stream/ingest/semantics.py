@@ -42,6 +42,7 @@ _ABSENT = msgspec.Raw()
 
 # Tools with several uses say which in an argument.
 _ACTION = re.compile(rb'"(?:action|operation|method|mode)\\?"\s*:\s*\\?"([A-Za-z_-]{1,40})\\?"')
+_ACTION_WORDS = (b'"action', b'"operation', b'"method', b'"mode', b'\\"')
 _WAITS = re.compile(rb'"(?:command|cmd)\\?"\s*:\s*\\?"\s*(?:sleep|wait|watch|tail -f)\b')
 _LOOKED_AT = 2000
 """Bytes of the arguments in which the action is looked for."""
@@ -53,8 +54,12 @@ def action_of(args: msgspec.Raw) -> str:
     >>> action_of(msgspec.Raw(b'{"action": "send", "text": "hi"}'))
     'send'
     """
-    found = _ACTION.search(bytes(args)[:_LOOKED_AT])
-    return found[1].decode().lower() if found else ""
+    data = bytes(args)[:_LOOKED_AT]
+    for word in _ACTION_WORDS:
+        if word in data:
+            found = _ACTION.search(data)
+            return found[1].decode().lower() if found else ""
+    return ""
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -27,12 +28,17 @@ _RAN = (
     "duration duration_ms duration_seconds elapsed elapsed_ms pid session_id started_at finished_at cwd execution_count"
 )
 
-# "Still running (session s-17, pid 4711)"; "read 3x this session".
-_SESSION = r"\b(?:pid|session)[ :=#]+[\w-]*\d[\w-]*"
-_TALLY = r"\bread \d+ ?(?:x|×|times) this session"
+# Patterns in texts, by a word that must be there: "still running (session s-17, pid 4711)"; "read 3x this session".
+_SESSION = "pid session"
+_TALLY = "this"
+_TEXTS: Final = {
+    "pid": r"\bpid[ :=#]+\d+",
+    "session": r"\bsession[ :=#]+[\w-]*\d[\w-]*",
+    "this": r"\bread \d+ ?(?:x|×|times) this session",
+}
 
 _BUILT_IN: Final[dict[str, tuple[str, str, str]]] = {
-    # tool, or tool:action -> (fields of arguments, fields of results, pattern in texts of results)
+    # tool, or tool:action -> (fields of arguments, fields of results, patterns in texts of results)
     "*": (f"{_EVERYWHERE} request_ts task_progress tool_call_id", _EVERYWHERE, ""),
     "*read*": ("", "", _TALLY),
     "*exec*": ("", _RAN, _SESSION),
@@ -63,9 +69,17 @@ class Fields:
 
     names: frozenset[str]
     """Names of fields, or `parent.name`; lower case, without separators."""
-    hint: re.Pattern[bytes]
-    """Where this is not found, there is nothing to leave out."""
+    stems: tuple[bytes, ...]
+    """Where none of these is found, there is nothing to leave out: looking for them is cheap."""
     text: re.Pattern[str] | None
+
+    def concern(self, data: bytes) -> bool:
+        """Whether this JSON text may hold such a field."""
+        lower = data.lower()
+        for stem in self.stems:  # noqa: SIM110 - run for every event, where a generator costs as much as the search
+            if stem in lower:
+                return True
+        return False
 
     def strip(self, value: Any, depth: int = 0, parent: str = "") -> Any:
         """The value without these fields; JSON inside texts is looked into."""
@@ -114,22 +128,25 @@ class Volatile:
         if own:
             return _fields([n for args, _ in own for n in args]), _fields([n for _, result in own for n in result])
         known = [fields for pattern, fields in _BUILT_IN.items() if fits(pattern)]
-        texts = "|".join(text for _, _, text in known if text)
+        texts = {word: _TEXTS[word] for _, _, words in known for word in words.split()}
         return (
             _fields([n for args, _, _ in known for n in args.split()]),
             _fields([n for _, result, _ in known for n in result.split()], texts),
         )
 
 
-def _fields(names: list[str], text: str = "") -> Fields | None:
-    if not names and not text:
+_WORD = re.compile(r"[A-Z]?[a-z\d]+|[A-Z]+(?![a-z])")
+
+
+def _fields(names: list[str], texts: Mapping[str, str] = MappingProxyType({})) -> Fields | None:
+    if not names and not texts:
         return None
     plain = frozenset(".".join(_plain(part) for part in name.split(".")) for name in names)
-    last = sorted({name.rpartition(".")[2] for name in plain})
-    # A name may be written with separators wherever it likes.
-    spelt = ["[_ -]?".join(map(re.escape, name)) for name in last]
-    hint = "|".join([rf'"(?:{"|".join(spelt)})\\?"' if spelt else "(?!)", *([text] if text else [])])
-    return Fields(plain, re.compile(hint.encode(), re.IGNORECASE), re.compile(text, re.IGNORECASE) if text else None)
+    # The first word of a name stands in it however it is written.
+    words = {(_WORD.findall(name.rpartition(".")[2]) or [name])[0].lower() for name in names}
+    text = "|".join(texts.values())
+    stems = tuple(sorted(word.encode() for word in words | set(texts)))
+    return Fields(plain, stems, re.compile(text, re.IGNORECASE) if text else None)
 
 
 def _plain(name: str) -> str:
