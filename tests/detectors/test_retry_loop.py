@@ -550,3 +550,22 @@ def test_provider_errors_fade_as_the_definition_says(steps: list[tuple[float, fl
     now = max(event.ts for event in events)
     errors = math.fsum(math.exp(-(now - event.ts) / 300) for event in events if event.failed)
     assert detector.tables["storm"]["errors"][0] == pytest.approx(errors, rel=1e-9, abs=1e-9)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["search", "shell", "edit", "status", "frobnicate"]), st.sampled_from("xy")),
+        max_size=80,
+    )
+)
+def test_who_learns_something_from_every_call_is_in_no_loop(calls: list[tuple[str, str]]) -> None:
+    events = [call(args, f"result {i}", tool=tool) for i, (tool, args) in enumerate(calls)]
+    assert find(RetryLoop, every(1, events)) == []
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=5, unique=True), st.integers(4, 8), st.integers(0, 4))
+def test_a_cycle_is_one_alert_wherever_it_starts(cycle: list[str], times: int, start: int) -> None:
+    turned = cycle[start % len(cycle) :] + cycle[: start % len(cycle)]
+    found = find(RetryLoop, every(1, [call(args, args) for args in turned * times]))
+    assert [finding.severity for finding in found] == ["warning", *["critical"] * (times >= 5)]
+    assert {finding.rule for finding in found} == {"cycle"}
