@@ -77,6 +77,7 @@ def fields() -> dict[str, tuple[Any, ...]]:
         "item": (np.uint32, 0, RING),  # the same with the result
         "novel": (np.uint32, 0),  # a bit per call of the ring: not seen before
         "changed": (np.uint32, 0),  # a bit per call of the ring: answered differently than last time
+        "unsure": (np.uint32, 0),  # a bit per call of the ring: not seen before, and may have changed something
         "start": (np.float64, 0.0),  # event time of the first call
         "spent": (np.float32, 0.0, 3 * RING),  # per call of the ring: s since the start, tokens and cost before
         "matches": (np.int32, 0, PERIODS),  # how often in a row an item equalled the one p before it
@@ -129,8 +130,11 @@ class Calls:
         kind = batch.tool_kind
         self._shell = kind == ToolKind.SHELL
         self._poll = kind == ToolKind.POLL
-        # A command that says nothing has done something, and so may a tool that nobody knows.
-        self._mutates = (kind == ToolKind.MUTATE) | (kind == ToolKind.UNKNOWN) | (self._shell & batch.empty)
+        self._unsure = kind == ToolKind.UNKNOWN
+        # A command that says nothing has done something.
+        self._changes = (kind == ToolKind.MUTATE) | (self._shell & batch.empty)
+        # Nor do we hold against a tool that nobody knows what is normal for one that changes things.
+        self._mutates = self._changes | self._unsure
         self._tokens, self._cost = totals_before(batch, slice(None))
         self._lowest = _lowest(config)
 
@@ -194,12 +198,8 @@ class Calls:
         with np.errstate(over="ignore"):
             key = self._mixed[at] + np.where(mutates, np.uint64(0), epoch * _BLIND)
             key ^= key >> np.uint64(32)
-        place, tag = (key % np.uint64(SETS)).astype(np.int64), (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
-        ways = place[:, None] * WAYS + np.arange(WAYS)
-        pairs = t["seen"][rows[:, None], ways]
-        novel = (pairs != tag[:, None]).all(axis=1)
-        t["seen"][rows[novel, None], ways[novel]] = np.concatenate([tag[novel, None], pairs[novel, :-1]], axis=1)
-        changes = novel & mutates & ~batch.failed[at]
+        novel = ~self._known(rows, key)
+        changes = novel & ~batch.failed[at] & (self._changes[at] | self._acknowledges(at, rows))
         t["epoch"][rows] = epoch + changes
         t["barrier"][rows] = np.where(changes, number, t["barrier"][rows])
         t["poll"][rows] = np.where(self._poll[at], number, t["poll"][rows])
@@ -212,6 +212,29 @@ class Calls:
         t["spent"][rows, place + RING] = self._tokens[at]
         t["spent"][rows, place + 2 * RING] = self._cost[at]
         return _Calls(at, rows, number, same_round, novel)
+
+    def _known(self, rows: Ints, key: Hashes) -> Bools:
+        """Whether the memory holds these; from now on it does."""
+        seen = self._table["seen"]
+        ways = (key % np.uint64(SETS)).astype(np.int64)[:, None] * WAYS + np.arange(WAYS)
+        tag = (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
+        kept = seen[rows[:, None], ways]
+        known: Bools = (kept == tag[:, None]).any(axis=1)
+        new = ~known
+        seen[rows[new, None], ways[new]] = np.concatenate([tag[new, None], kept[new, :-1]], axis=1)
+        return known
+
+    def _acknowledges(self, at: Ints, rows: Ints) -> Bools:
+        """Where a tool of unknown kind gives an answer that it has given before: "ok" after "ok" is work done."""
+        batch = self._batch
+        says: Bools = self._unsure[at] & ~self._blind[at] & ~batch.failed[at]
+        chosen = np.flatnonzero(says)
+        if len(chosen):
+            with np.errstate(over="ignore"):
+                key = (batch.tool_id[at[chosen]] * _MIX ^ batch.result[at[chosen]]) * _BLIND
+                key ^= key >> np.uint64(32)
+            says[chosen] = self._known(rows[chosen], key)
+        return says
 
     def _repeats(self, calls: _Calls, begins: Bools) -> tuple[Ints, Ints, Ints]:
         """Matches per period; how often the call came lately, and the number of the oldest of these."""
@@ -239,6 +262,8 @@ class Calls:
             changed[chosen] = items[chosen, latest] != item[chosen]
         t["item"][rows, place], t["call"][rows, place] = item, call
         t["novel"][rows] = (t["novel"][rows] & ~bit) | np.where(calls.novel, bit, np.uint32(0))
+        unsure = calls.novel & self._unsure[at] & ~self._batch.failed[at]
+        t["unsure"][rows] = (t["unsure"][rows] & ~bit) | np.where(unsure, bit, np.uint32(0))
         t["changed"][rows] = (t["changed"][rows] & ~bit) | np.where(changed, bit, np.uint32(0))
         chosen = chosen[~changed[chosen]]
         if len(chosen):
@@ -260,12 +285,16 @@ class Calls:
         span = np.where(same, age, 0).max(axis=1)
         within = (age < span[:, None]) & (age > 0)
         bits = np.arange(RING, dtype=np.uint32)
-        novel = (((t["novel"][rows][:, None] >> bits) & 1).astype(np.bool_) & within).sum(axis=1)
-        changed = (((t["changed"][rows][:, None] >> bits) & 1).astype(np.bool_) & within).any(axis=1)
+
+        def flagged(name: str) -> Bools:
+            found: Bools = ((t[name][rows][:, None] >> bits) & 1).astype(np.bool_) & within
+            return found
+
+        novel, changed = flagged("novel").sum(axis=1), flagged("changed").any(axis=1)
         # What goes round in a cycle is left to the cycle, which knows its length.
         cycling = (matches[chosen][:, 1:] >= np.arange(2, PERIODS + 1)).any(axis=1)
         config = self._config
-        sparse = (novel >= count) | cycling
+        sparse = (novel >= count) | cycling | flagged("unsure").any(axis=1)
         # One after the other is another rule's.
         meaningless = changed | (span < count) | (sparse & (count < config.sparse_warning))
         return np.where(meaningless, 1, count), number - span

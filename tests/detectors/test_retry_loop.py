@@ -79,6 +79,13 @@ PAGES = [call(f"page {i}", f"lines {i}", tool="read", target="book") for i in ra
             22,
             id="the same call with more in between",
         ),
+        pytest.param(
+            "same_call_again",
+            [event for i in range(8) for event in (call(), call(f"{i}", f"{i}", tool="frobnicate"))],
+            9,
+            15,
+            id="the same call with calls of an unknown tool in between",
+        ),
         pytest.param("same_error", [fails(f"{i}") for i in range(12)], 6, 10, id="one tool, one kind of error"),
         pytest.param(
             "same_error", [fails(f"{i}", tool="shell") for i in range(36)], 18, 30, id="a shell, one kind of error"
@@ -266,6 +273,10 @@ def backing_off(n: int) -> list[Event]:
         pytest.param(every(2, [call(f"{i}", empty=True) for i in range(20)]), id="searches that find nothing"),
         pytest.param(
             every(2, [call(f"{i}", "ok", tool="frobnicate") for i in range(50)]), id="an unknown tool's batch"
+        ),
+        pytest.param(
+            every(2, [event for i in range(9) for event in (call(), call(f"{i}", "ok", tool="frobnicate"))]),
+            id="an unknown tool's work, then the same look",
         ),
         pytest.param(every(2, known_in_any_order(0) + known_in_any_order(0)[2:7]), id="a second look at a few pages"),
         pytest.param(every(2, PAGES + PAGES[:6]), id="a large file, and a few pages again"),
