@@ -41,6 +41,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class VolatileFields(Section):
+    """Fields of one tool that change from call to call without meaning anything.
+
+    A name fits at any depth, whatever its case and separators; `parent.name` fits only under that parent.
+    """
+
+    args: list[str] = Field(default=[], description="Fields of arguments.")
+    result: list[str] = Field(default=[], description="Fields of results.")
+
+
+ToolKindName = Literal["unknown", "read", "mutate", "poll", "shell"]
+
+
 class InputSettings(Section):
     """What is read."""
 
@@ -63,6 +76,15 @@ class InputSettings(Section):
     group_by: list[GroupField] = Field(
         default=["tenant", "model"],
         description="Fields that make a group: agents of one group share learned thresholds.",
+    )
+    volatile: dict[str, VolatileFields] = Field(
+        default={},
+        description="Fields left out before contents are hashed, by pattern of the tool's name (or `tool:action`); "
+        "a tool that fits one follows it instead of the built-in ones.",
+    )
+    tool_kinds: dict[str, ToolKindName] = Field(
+        default={},
+        description="What tools do, by pattern of the name, where the name does not tell: read, mutate, poll, shell.",
     )
 
     @field_validator("format")

@@ -38,7 +38,7 @@ def event(at: float = 0.0, **fields: Any) -> Event:
 
 
 def loop(n: int = 12, at: float = 0.0, agent: str = "looper") -> list[Event]:
-    """The same call with the same result, every 2 s: a warning at the 4th, critical at the 6th."""
+    """The same call with the same result, every 2 s: a warning at the 3rd, critical at the 6th."""
     call = {"agent_id": agent, "kind": "tool", "tool": "read", "args": {"path": "a"}, "result": "no such file"}
     return [event(at + 2.0 * i, event_id=f"{agent}-{at:.0f}-{i}", **call) for i in range(n)]
 

@@ -335,15 +335,15 @@ def test_the_example_stream_holds_one_retry_loop(found: list[dict[str, Any]]) ->
     assert [line["state"] for line in told if line["type"] == "incident"] == ["open", "escalated"]
 
 
-def test_the_example_agent_is_found_stuck_after_its_fourth_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_agent_is_found_stuck_after_its_third_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(burnfuse.track, "KafkaProducer", Producer)
     agent = example("send_events")
     monkeypatch.setattr(agent, "PAUSE_S", 0.0)
     assert agent.main() == len(Producer.sent) == 16
     assert not any(b"INV-77" in value or b"payment with" in value for value in Producer.sent)
     lines = [value.decode() for value in Producer.sent]
-    assert run_example(lines[:7]) == []
-    finding, opened = run_example(lines[:8])
+    assert run_example(lines[:5]) == []
+    finding, opened = run_example(lines[:6])
     assert (finding.detector, opened.kind) == ("retry_loop", "opened")
 
 

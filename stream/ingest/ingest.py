@@ -13,10 +13,11 @@ from stream.clock import Clock
 from stream.columns import NUMBERS, TEXTS, Columns
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.formats import Format
-from stream.ingest.hashing import Hasher
+from stream.ingest.hashing import Hasher, decoded
 from stream.ingest.pricing import PriceBook, split
 from stream.ingest.reject import Reason, Reject
-from stream.ingest.semantics import error_class, finish_of, is_empty, tool_kind
+from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
+from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
 
 _MOST = 10**14
@@ -63,6 +64,7 @@ class Ingest:
         self._clock = clock
         self._settings, self._weights, self._format = settings, weights, format_
         self._hasher, self._prices, self._name_of = hasher, prices, name_of
+        self._volatile = Volatile({name: (left.args, left.result) for name, left in settings.volatile.items()})
 
     def events(self, record: Record) -> list[UsageEvent | Reject]:
         """Everything one record holds, in order; events that cannot be taken as rejects."""
@@ -88,8 +90,7 @@ class Ingest:
                 if ts > latest:
                     far = f"more than input.future_s ({self._settings.future_s:.0f} s)"
                     raise Invalid(Reason.BAD_TIME, f"`ts` lies {far} in the future")
-                event.args_hash = self._hasher.content(event.args, event.args_hash)
-                event.result_hash = self._hasher.content(event.result, event.result_hash)
+                self._hash(event)
             except Invalid as invalid:
                 taken.append(Reject(invalid.reason, invalid.detail, place, size, event.event_id))
             except RecursionError:
@@ -98,6 +99,22 @@ class Ingest:
             else:
                 taken.append(event)
         return taken
+
+    def _hash(self, event: UsageEvent) -> None:
+        """Puts hashes in place of contents that were sent as they are."""
+        args = result = None
+        if event.tool:
+            args, result = self._volatile.of(event.tool, action_of(event.args))
+        data = bytes(event.args)
+        if event.tool and data and data != b"null":
+            value = decoded(data)
+            if not event.target_hash:
+                target = target_of(value)
+                event.target_hash = target and self._hasher.text(target)
+            event.args_hash = self._hasher.value(value, data, args)
+        else:
+            event.args_hash = self._hasher.content(event.args, event.args_hash)
+        event.result_hash = self._hasher.content(event.result, event.result_hash, result)
 
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
@@ -155,9 +172,9 @@ class Ingest:
             finish_of(e.finish_reason),
             signature,
             hash_id("result", e.result_hash),
-            is_empty(e.result),
+            is_empty(e.result, e.result_hash),
             hash_id("tool", e.tool),
-            tool_kind(e.tool),
+            tool_kind(e.tool, e.args, self._settings.tool_kinds),
             hash_id("target", e.target_hash),
             hash_id("round", e.round_id),
             hash_id("agent", e.agent_id),

@@ -13,7 +13,7 @@ from typing import Any
 
 from detectors.base import Detector
 from detectors.checks import START, Event, batch_of
-from detectors.types import Finding, Kind
+from detectors.types import Finding, Kind, ToolKind
 
 __all__ = [
     "START",
@@ -31,9 +31,16 @@ __all__ = [
 ]
 
 
+KINDS = {"search": ToolKind.READ, "read": ToolKind.READ, "write": ToolKind.MUTATE, "edit": ToolKind.MUTATE}
+KINDS |= {"test": ToolKind.SHELL, "shell": ToolKind.SHELL, "status": ToolKind.POLL}
+"""What the tools of made-up calls do; others are of unknown kind."""
+
+
 def call(args: str = "x", result: str = "same", *, tool: str = "search", **more: Any) -> Event:
     """A tool call; "" for arguments or a result that the producer does not send."""
-    return Event(kind=Kind.TOOL, tool=tool, signature=args and f"{tool} {args}", result=result, **more)
+    kind = KINDS.get(tool, ToolKind.UNKNOWN)
+    signature = args and f"{tool} {args}"
+    return Event(kind=Kind.TOOL, tool=tool, tool_kind=kind, signature=signature, result=result, **more)
 
 
 def said(text: str, **more: Any) -> Event:

@@ -107,10 +107,10 @@ def page(detector: Detector, rows: int = 3) -> bytes:
 @pytest.mark.parametrize(
     ("saved", "says"),
     [
-        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 1"),
+        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 2"),
         (page(RetryLoop(RetryLoopConfig()))[:50], "saved state is damaged"),
         (b"", "saved state is damaged"),
-        (page(RetryLoop(RetryLoopConfig()), 4), r"saved field 'items' is <u8\(4, 5\), expected <u8\(3, 5\)"),
+        (page(RetryLoop(RetryLoopConfig()), 4), r"saved field 'n' is <i4\(4,\), expected <i4\(3,\)"),
     ],
     ids=["of another detector", "cut short", "empty", "of more rows"],
 )
@@ -121,8 +121,8 @@ def test_why_a_saved_state_is_refused(saved: bytes, says: str) -> None:
 
 def test_a_saved_state_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = page(RetryLoop(RetryLoopConfig()))
-    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=2))
-    with pytest.raises(StateError, match="saved state is of retry_loop version 1, this is retry_loop version 2"):
+    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=3))
+    with pytest.raises(StateError, match="saved state is of retry_loop version 2, this is retry_loop version 3"):
         RetryLoop(RetryLoopConfig()).load(np.arange(3), saved)
 
 

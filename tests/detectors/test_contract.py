@@ -35,7 +35,11 @@ def test_the_state_is_as_large_as_the_docstring_says(cls: type[Detector]) -> Non
 @pytest.mark.parametrize(
     ("name", "rules"),
     [
-        ("retry_loop", {"same_call", "failing_repeat", "cycle", "same_words", "provider_errors"}),
+        (
+            "retry_loop",
+            {"same_call", "failing_repeat", "cycle", "same_call_again", "same_error", "error_streak", "stagnation"}
+            | {"nothing_new", "sweep", "same_words", "truncated", "compactions", "provider_errors", "equal_steps"},
+        ),
         ("runaway", {"range"}),
         ("spiral", {"fan_out", "nested", "depth", "ping_pong"}),
     ],

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from detectors import registered
+from stream.evaluate.base import Contender, families
+
 DATA = Path(os.environ.get("BURNFUSE_DEVELOPMENT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 FILES = sorted(DATA.glob("*/native.jsonl.gz"))
 
@@ -42,3 +45,25 @@ def test_the_retry_storm_of_463_errors_is_critical_within_a_minute() -> None:
 
 def test_tool_dialogues_without_loops_stay_quiet() -> None:
     assert watch(DATA / "tau-bench" / "native.jsonl.gz")[-1]["findings"] == 0
+
+
+def test_loops_of_real_runs_are_told_from_work() -> None:
+    cls = registered()["retry_loop"]
+    found = families()["loops"].rows(DATA, [Contender("it", lambda: {"retry_loop": cls(cls.Config())})], lambda _: None)
+    rows = {row.data: row for row in found}
+    assert rows["tau-bench"].false_alarms == 0
+    assert rows["llm-traffic"].false_alarms <= 2
+    assert rows["multi-swe-bench-trajs"].caught >= 30
+    assert rows["multi-swe-bench-trajs"].false_alarms <= 3
+
+
+def test_marks_of_people_are_met_as_far_as_documented() -> None:
+    cls = registered()["retry_loop"]
+    contender = Contender("it", lambda: {"retry_loop": cls(cls.Config())})
+    rows = {
+        row.contender: row
+        for row in families()["repetition"].rows(DATA, [contender], lambda _: None)
+        if "study" in row.data
+    }
+    assert rows["it, early"].caught >= 17
+    assert (rows["it, early"].precision or 0) >= 0.8

@@ -83,7 +83,7 @@ FAIL_ON = [
 def test_1_when_such_an_incident_opened(
     severity: str, file: str, code: int, events: Path, warning: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "calm.jsonl").write_bytes(text(loop(3)))
+    (tmp_path / "calm.jsonl").write_bytes(text(loop(2)))
     done = command("watch", "--json", "--fail-on", severity, tmp_path / f"{file}.jsonl")
     assert (done.code, done.err) == (code, "")
     assert done.summary["incidents"] == {"events": 3, "warning": 1, "calm": 0}[file]

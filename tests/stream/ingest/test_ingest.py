@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streams import START
 
 from burnfuse.event import UsageEvent
-from detectors.types import Kind
+from detectors.types import Kind, ToolKind
 from stream.clock import ManualClock
 from stream.columns import NUMBERS, TEXTS
 from stream.ingest.ingest import Ingest, Record
@@ -72,6 +72,14 @@ def test_absent_is_unknown() -> None:
         ({"kind": "compaction"}, {"kind": int(Kind.COMPACTION), "in_tree": False}),
         ({"status": "error", "http_status": 429}, {"failed": True, "http_status": 429}),
         ({"kind": "tool", "tool": "t"}, {"tool": "t", "signature": 0, "result": 0}),
+        ({"kind": "tool", "tool": "read_file"}, {"tool_kind": int(ToolKind.READ), "target": 0}),
+        (
+            {"kind": "tool", "tool": "message", "args": {"action": "send"}},
+            {"tool_kind": int(ToolKind.MUTATE), "target": 0},
+        ),
+        ({"kind": "tool", "tool": "t", "status": "error"}, {"failed": True, "error": 0}),
+        ({"kind": "tool", "tool": "t", "result": []}, {"empty": True}),
+        ({"kind": "tool", "tool": "t", "result_hash": "d41d8cd98f00b204e9800998ecf8427e"}, {"empty": True}),
         ({"input_tokens": 10, "output_tokens": 2}, {"tokens": 18_000}),
         ({"input_tokens": 10, "cached_input_tokens": 10}, {"tokens": 1_000}),
         ({"input_tokens": 10, "cache_write_tokens": 4}, {"tokens": 10_000}),
@@ -93,6 +101,17 @@ def test_what_becomes_of_an_event(fields: dict[str, Any], columns: dict[str, Any
         ({"tool": "t", "args": [1]}, {"tool": "t", "args": [2]}, "signature", False),
         ({"tool": "t", "args_hash": "h"}, {"tool": "t", "args_hash": "h"}, "signature", True),
         ({"tool": "t", "args_hash": "h"}, {"tool": "t", "args_hash": "i"}, "signature", False),
+        (
+            {"tool": "t", "args": {"a": 1, "request_id": 1}},
+            {"tool": "t", "args": {"a": 1, "requestId": 2}},
+            "signature",
+            True,
+        ),
+        ({"tool": "t", "args": {"path": "a", "page": 1}}, {"tool": "t", "args": {"path": "a"}}, "target", True),
+        ({"tool": "t", "args": {"path": "a"}}, {"tool": "t", "args": {"path": "b"}}, "target", False),
+        ({"target_hash": "a"}, {"tool": "t", "args": {"path": "a"}, "target_hash": "a"}, "target", True),
+        ({"tool": "exec", "result": {"pid": 1}}, {"tool": "exec", "result": {"pid": 2}}, "result", True),
+        ({"tool": "t", "result": {"pid": 1}}, {"tool": "t", "result": {"pid": 2}}, "result", False),
         ({"result": "x"}, {"result": " x\n"}, "result", True),
         ({"result": "x"}, {"result_hash": "x"}, "result", False),
         ({"round_id": "r"}, {"round_id": "r"}, "round", True),
@@ -103,6 +122,13 @@ def test_what_counts_as_the_same(one: dict[str, Any], other: dict[str, Any], col
     first, second = row(kind="tool", **one)[column], row(kind="tool", **other)[column]
     assert first
     assert (first == second) is equal
+
+
+def test_what_the_configuration_says_of_tools_goes_before_their_names() -> None:
+    config = "input: {tool_kinds: {read_*: poll}, volatile: {read_*: {result: [seen]}}}"
+    assert row(config, kind="tool", tool="read_log")["tool_kind"] == ToolKind.POLL
+    one, other = (row(config, kind="tool", tool="read_log", result={"seen": n})["result"] for n in (1, 2))
+    assert one == other
 
 
 def test_a_deployments_key_changes_the_hashes_of_contents() -> None:
