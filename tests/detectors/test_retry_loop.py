@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from detectors.loops.calls import PERIODS
 from detectors.loops.config import RetryLoopConfig
 from detectors.retry_loop import RetryLoop
-from detectors.types import Finish, Kind, ToolKind
+from detectors.types import Kind
 
 
 def laps(n: int, period: int, result: str = "same") -> list[Event]:
