@@ -29,6 +29,10 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
 
 
+NOTHING_SENT = msgspec.Raw()
+"""The very object that stands for arguments, results and attributes that did not come."""
+
+
 class UsageEvent(msgspec.Struct, omit_defaults=True, gc=False, kw_only=True):
     """One operation of one agent, ended at `ts`.
 
@@ -63,8 +67,8 @@ class UsageEvent(msgspec.Struct, omit_defaults=True, gc=False, kw_only=True):
 
     tool: Text | None = None
     # Raw keeps arguments and results as undecoded bytes: they are hashed on arrival and dropped.
-    args: msgspec.Raw = msgspec.Raw()
-    result: msgspec.Raw = msgspec.Raw()
+    args: msgspec.Raw = NOTHING_SENT
+    result: msgspec.Raw = NOTHING_SENT
     args_hash: Text | None = None
     result_hash: Text | None = None
     target_hash: Text | None = None
@@ -79,4 +83,4 @@ class UsageEvent(msgspec.Struct, omit_defaults=True, gc=False, kw_only=True):
 
     outcome: Text | None = None
     value: Amount | None = None
-    attributes: msgspec.Raw = msgspec.Raw()
+    attributes: msgspec.Raw = NOTHING_SENT

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.types import Ints
 from stream.errors import PackedRecordError
 
 TEXTS = ("event_id", "agent_id", "run_id", "root_run_id", "parent_run_id", "to_agent_id", "to_run_id", "tool")
 """Text columns; "" is absent."""
 
 NUMBERS: Mapping[str, np.dtype[Any]] = {
+    # Hashes of ids: what tells entities apart. Texts are for people, and are looked at only in findings.
+    "event": np.dtype("<u8"),
+    "run": np.dtype("<u8"),  # of the agent and its run together: run ids may be used again by other agents
+    "root": np.dtype("<u8"),
     "ts": np.dtype("<f8"),  # event time, s
     "kind": np.dtype("u1"),  # detectors.types.Kind
     "failed": np.dtype("?"),
@@ -45,19 +50,146 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
 }
 
-_FORMAT = 2
+_SIZE = np.dtype("<u4")
+_FORMAT = 3
 """Version of the packed record; raise it with every change to the columns."""
 
 
-@dataclass(slots=True)
+class _Blob(Sequence[str]):
+    """Texts as they travel: all in one piece, with the length of each in bytes. Decoded when looked at."""
+
+    __slots__ = ("_data", "_ends")
+
+    def __init__(self, sizes: NDArray[Any], data: bytes) -> None:
+        self._data, self._ends = data, np.cumsum(sizes, dtype=np.int64)
+
+    @classmethod
+    def encode(cls, texts: Sequence[str]) -> tuple[bytes, bytes]:
+        """The sizes and the data."""
+        whole = "".join(texts)
+        if whole.isascii():
+            return np.fromiter(map(len, texts), _SIZE, len(texts)).tobytes(), whole.encode()
+        pieces = [text.encode() for text in texts]
+        return np.fromiter(map(len, pieces), _SIZE, len(pieces)).tobytes(), b"".join(pieces)
+
+    @classmethod
+    def decode(cls, sizes: bytes, data: bytes) -> _Blob:
+        """The texts that `encode` gave.
+
+        Raises:
+            ValueError: the sizes are not those of the data.
+        """
+        blob = cls(np.frombuffer(sizes, _SIZE), data)
+        if blob._end(len(blob) - 1) != len(data):
+            raise ValueError("sizes do not fit the text")
+        return blob
+
+    def _end(self, i: int) -> int:
+        return int(self._ends[i]) if i >= 0 else 0
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self._data[self._end(i - 1) : self._end(i)].decode(errors="replace")
+
+
+class TextColumn(Sequence[str]):
+    """n texts of one column, looked up when asked for."""
+
+    __slots__ = ("_name", "_texts")
+
+    def __init__(self, texts: Texts, name: str) -> None:
+        self._texts, self._name = texts, name
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return TextColumn(self._texts.take(np.arange(len(self))[i]), self._name)
+        return self._texts.at(self._name, i)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts[self._name])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as lists are
+
+
+class Texts(Mapping[str, list[str]]):
+    """The text columns of n events: which rows of which stores. Choosing events moves no text."""
+
+    __slots__ = ("_part", "_row", "_stores")
+
+    def __init__(self, stores: Sequence[Mapping[str, Sequence[str]]], part: Ints, row: Ints) -> None:
+        self._stores, self._part, self._row = stores, part, row
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[str]]) -> Texts:
+        """Events' texts, one after the other."""
+        n = len(columns[TEXTS[0]])
+        return cls([columns], np.zeros(n, np.int64), np.arange(n))
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TEXTS)
+
+    def __getitem__(self, name: str) -> list[str]:
+        columns = [store[name] for store in self._stores]
+        if len(columns) == 1:
+            column = columns[0]
+            return [column[i] for i in self._row.tolist()]
+        return [columns[part][i] for part, i in zip(self._part.tolist(), self._row.tolist(), strict=True)]
+
+    def at(self, name: str, i: int) -> str:
+        """One event's text."""
+        return self._stores[int(self._part[i])][name][int(self._row[i])]
+
+    def take(self, index: NDArray[Any]) -> Texts:
+        """The chosen events' texts."""
+        return Texts(self._stores, self._part[index], self._row[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[Texts]) -> Texts:
+        """All parts' texts, one after the other."""
+        stores: list[Mapping[str, Sequence[str]]] = []
+        part = []
+        for texts in parts:
+            part.append(texts._part + len(stores))
+            stores += texts._stores
+        return cls(stores, np.concatenate(part), np.concatenate([texts._row for texts in parts]))
+
+
 class Columns:
     """n events; `texts` and `numbers` hold exactly the columns named in TEXTS and NUMBERS."""
 
-    texts: dict[str, list[str]]
-    numbers: dict[str, NDArray[Any]]
+    __slots__ = ("numbers", "texts")
+
+    def __init__(self, texts: Texts | Mapping[str, Sequence[str]], numbers: dict[str, NDArray[Any]]) -> None:
+        self.texts = texts if isinstance(texts, Texts) else Texts.of(texts)
+        self.numbers = numbers
 
     def __len__(self) -> int:
-        return len(self.texts["event_id"])
+        return len(self.numbers["ts"])
+
+    def text(self, name: str) -> TextColumn:
+        """A text column for those who will look at few of its texts."""
+        return TextColumn(self.texts, name)
 
     @classmethod
     def empty(cls) -> Columns:
@@ -68,16 +200,12 @@ class Columns:
         """The chosen events, in that order; a boolean mask works too."""
         if index.dtype == bool:
             index = np.flatnonzero(index)
-        chosen = index.tolist()
-        texts = {name: [column[i] for i in chosen] for name, column in self.texts.items()}
-        return Columns(texts, {name: column[index] for name, column in self.numbers.items()})
+        return Columns(self.texts.take(index), {name: column[index] for name, column in self.numbers.items()})
 
     def cut(self, low: int, high: int) -> Columns:
         """Events low .. high - 1."""
-        return Columns(
-            {name: column[low:high] for name, column in self.texts.items()},
-            {name: column[low:high] for name, column in self.numbers.items()},
-        )
+        piece: Any = slice(low, high)
+        return Columns(self.texts.take(piece), {name: column[piece] for name, column in self.numbers.items()})
 
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
@@ -86,7 +214,7 @@ class Columns:
             return parts[0]
         if not parts:
             return cls.empty()
-        texts = {name: [text for part in parts for text in part.texts[name]] for name in TEXTS}
+        texts = Texts.join([part.texts for part in parts])
         return cls(texts, {name: np.concatenate([part.numbers[name] for part in parts]) for name in NUMBERS})
 
 
@@ -94,7 +222,7 @@ class _Wire(msgspec.Struct, array_like=True):
     version: int
     progress: dict[int, int]
     partitions: int
-    texts: list[list[str]]
+    texts: list[tuple[bytes, bytes]]
     numbers: list[bytes]
 
 
@@ -115,7 +243,7 @@ class Packed:
 
     def encode(self) -> bytes:
         """The record's value."""
-        texts = [self.columns.texts[name] for name in TEXTS]
+        texts = [_Blob.encode(self.columns.texts[name]) for name in TEXTS]
         numbers = [np.ascontiguousarray(self.columns.numbers[name], dtype).tobytes() for name, dtype in NUMBERS.items()]
         return _encode(_Wire(_FORMAT, self.progress, self.partitions, texts, numbers))
 
@@ -136,14 +264,16 @@ class Packed:
                 "run the same version of burnfuse on all workers"
             )
         try:
-            texts = dict(zip(TEXTS, wire.texts, strict=True))
+            texts = {name: _Blob.decode(*text) for name, text in zip(TEXTS, wire.texts, strict=True)}
             # A copy, because columns from a buffer are read-only and cannot be sorted in place.
             numbers = {
                 name: np.frombuffer(raw, dtype).copy()
                 for (name, dtype), raw in zip(NUMBERS.items(), wire.numbers, strict=True)
             }
         except ValueError as error:
-            raise PackedRecordError("a record on an inner topic is damaged: columns are missing") from error
+            raise PackedRecordError(
+                "a record on an inner topic is damaged: columns are missing or cut short"
+            ) from error
         n = len(texts["event_id"])
         if {len(column) for column in texts.values()} | {len(column) for column in numbers.values()} != {n}:
             raise PackedRecordError("a record on an inner topic is damaged: its columns differ in length")

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 import detectors
 from detectors.base import Detector, FleetFigures
-from detectors.types import Entity, EventBatch, Finding, Floats, Ints, Kind, Scope
+from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 from stream.columns import Columns
 from stream.entities import Entities
 from stream.ingest.reject import Reason, Reject
 from stream.settings import EngineSettings, Settings, detector_config
+from stream.slots import SlotMap, first_of
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +181,10 @@ class Engine:
         result.accepted += (offset + kept).tolist()
         if not n:
             return
-        texts, numbers = columns.texts, columns.numbers
+        numbers = columns.numbers
         views: dict[Scope, Entity] = {}
         for scope, entities in self._entities.items():
-            rows = entities.assign(_keys(scope, columns))
+            rows = entities.assign(numbers[_IDS[scope]])
             views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept])
             self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
@@ -191,12 +192,12 @@ class Engine:
         else:
             spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
         batch = EventBatch(
-            event_id=texts["event_id"],
-            agent_id=texts["agent_id"],
-            run_id=texts["run_id"],
-            root_run_id=texts["root_run_id"],
-            to_agent_id=texts["to_agent_id"],
-            tool=texts["tool"],
+            event_id=columns.text("event_id"),
+            agent_id=columns.text("agent_id"),
+            run_id=columns.text("run_id"),
+            root_run_id=columns.text("root_run_id"),
+            to_agent_id=columns.text("to_agent_id"),
+            tool=columns.text("tool"),
             ts=numbers["ts"],
             kind=numbers["kind"],
             failed=numbers["failed"],
@@ -228,17 +229,19 @@ class Engine:
         self._detect(batch, offset + kept, result)
 
     def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
-        place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
             found += self._guard(name, partial(detector.update, batch)) or ()
+        if not found:
+            return
+        place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found.sort(key=lambda finding: place[finding.event_id])
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 
     def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints]:
         """Without duplicates and late events; and where the others stood."""
-        ids = columns.texts["event_id"]
+        ids = columns.numbers["event"]
         first = self._seen.add(ids)
         kept = np.arange(len(ids))
         if first is not None:
@@ -246,7 +249,7 @@ class Engine:
             columns, kept = columns.take(first), kept[first]
         runs = self._entities[Scope.RUN]
         ts = columns.numbers["ts"]
-        behind = runs.newest(runs.assign(_keys(Scope.RUN, columns)), ts) - ts
+        behind = runs.newest(runs.assign(columns.numbers[_IDS[Scope.RUN]]), ts) - ts
         late = behind > self._settings.lateness_s
         if late.any():
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
@@ -257,7 +260,7 @@ class Engine:
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
         for i in np.flatnonzero(which).tolist():
             where = self._name_of(int(columns.numbers["source"][i]), int(columns.numbers["position"][i]))
-            result.rejects.append(Reject(reason, detail, where, event_id=columns.texts["event_id"][i]))
+            result.rejects.append(Reject(reason, detail, where, event_id=columns.texts.at("event_id", i)))
 
 
 def configured(settings: Settings) -> dict[str, Detector]:
@@ -266,52 +269,39 @@ def configured(settings: Settings) -> dict[str, Detector]:
     return {name: cls(config) for name, (cls, config) in found.items() if config.enabled}
 
 
-def _keys(scope: Scope, columns: Columns) -> list[str]:
-    texts = columns.texts
-    if scope is Scope.AGENT:
-        return texts["agent_id"]
-    if scope is Scope.ROOT:
-        return texts["root_run_id"]
-    # Producers may reuse a run id for all agents of a task.
-    return [f"{agent}\x1f{run}" for agent, run in zip(texts["agent_id"], texts["run_id"], strict=True)]
+_IDS = {Scope.RUN: "run", Scope.AGENT: "sender", Scope.ROOT: "root"}
+"""Which column tells the entities of a scope apart."""
 
 
 class _RecentIds:
-    """The latest event ids: at least `size` of them, at most twice as many."""
+    """The latest event ids, by their hashes: at least `size` of them, at most twice as many."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._young: set[str] = set()
-        self._old: set[str] = set()
+        self._young, self._old = SlotMap(), SlotMap()
 
-    def add(self, ids: Sequence[str]) -> NDArray[np.bool_] | None:
-        """Remembers ids; (n,) bool, true where an id was not known, or None if none was known."""
-        clean = True
-        parts: list[NDArray[np.bool_]] = []
+    def add(self, ids: Hashes) -> Bools | None:
+        """Remembers ids; (n,) true where an id was not known, or None if none was known."""
+        parts: list[Bools] = []
         low = 0
         while low < len(ids):
             # A generation ends with the very id that fills it, wherever batches are cut.
             part = ids[low : low + self._size - len(self._young)]
-            first = self._add(part)
-            clean &= first is None
-            parts.append(np.ones(len(part), bool) if first is None else first)
+            parts.append(self._add(part))
             low += len(part)
             if len(self._young) >= self._size:
-                self._old, self._young = self._young, set()
-        return None if clean else np.concatenate(parts)
+                self._young, self._old = self._old, self._young
+                self._young.clear()
+        first = np.concatenate(parts) if parts else np.empty(0, bool)
+        return None if first.all() else first
 
-    def _add(self, ids: Sequence[str]) -> NDArray[np.bool_] | None:
-        fresh = set(ids)
-        first = None
-        if len(fresh) < len(ids) or not (fresh.isdisjoint(self._young) and fresh.isdisjoint(self._old)):
-            first = np.zeros(len(ids), bool)
-            here: set[str] = set()
-            for i, event_id in enumerate(ids):
-                first[i] = not (event_id in here or event_id in self._young or event_id in self._old)
-                here.add(event_id)
+    def _add(self, ids: Hashes) -> Bools:
+        here = first_of(ids)
+        young = self._young.find(ids) >= 0
         # Of the old generation nothing is taken over: what is known twice would fill the new one.
-        self._young |= fresh
-        return first
+        fresh = ids[here & ~young]
+        self._young.add(fresh, np.zeros(len(fresh), np.int64))
+        return here & ~young & (self._old.find(ids) < 0)
 
 
 class _Trees:

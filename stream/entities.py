@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Table
-from detectors.types import Bools, Entity, Floats, Ints
+from detectors.types import Bools, Entity, Floats, Hashes, Ints
+from stream.slots import SlotMap
 
 
 class Entities:
@@ -25,11 +25,12 @@ class Entities:
 
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
-        self._row_of: dict[str, int] = {}
-        self._key_of: dict[int, str] = {}
-        self._free: list[int] = []
+        self._row_of = SlotMap()
+        self._free = np.empty(0, np.int64)
+        self._rows = 0
         self._table = Table(
             {
+                "id": (np.uint64, 0),  # 0: the row is free
                 "last_ts": (np.float64, -np.inf),
                 "touched": (np.float64, -np.inf),  # stream clock at the latest event
                 "tokens": (np.int64, 0),
@@ -43,21 +44,28 @@ class Entities:
     @property
     def rows(self) -> int:
         """Rows ever given out: state must exist for 0 .. rows - 1."""
-        return len(self._row_of) + len(self._free)
+        return self._rows
 
-    def assign(self, keys: Sequence[str]) -> Ints:
-        """(n,) rows of n entities; unknown ones get a row."""
-        known = self._row_of
-        rows = np.array([known.get(key, -1) for key in keys], np.int64)
-        for i in np.flatnonzero(rows < 0).tolist():
-            key = keys[i]
-            row = known.get(key)
-            if row is None:
-                row = self._free.pop() if self._free else len(known)
-                known[key], self._key_of[row] = row, key
-            rows[i] = row
-        self._table.reserve(self.rows)
+    def assign(self, ids: Hashes) -> Ints:
+        """(n,) rows of n entities by their hashes; unknown ones get a row."""
+        rows = self._row_of.find(ids)
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            fresh, first, which = np.unique(ids[unknown], return_index=True, return_inverse=True)
+            given = np.empty(len(fresh), np.int64)
+            # In order of appearance, so that the same stream gives the same rows.
+            given[np.argsort(first)] = self._give(len(fresh))
+            self._row_of.add(fresh, given)
+            self._table["id"][given] = fresh
+            rows[unknown] = given[which]
         return rows
+
+    def _give(self, n: int) -> Ints:
+        reused, self._free = self._free[:n], self._free[n:]
+        new = np.arange(self._rows, self._rows + n - len(reused))
+        self._rows += len(new)
+        self._table.reserve(self._rows)
+        return np.concatenate([reused, new])
 
     def newest(self, rows: Ints, ts: Floats) -> Floats:
         """(n,) the newest event time each event's entity had seen before that event, s."""
@@ -91,15 +99,14 @@ class Entities:
 
         Measured on the stream clock, which a single wrong timestamp cannot move; see `Engine`.
         """
-        used = np.fromiter(self._key_of, np.int64, len(self._key_of))
+        used = np.flatnonzero(self._table["id"][: self._rows])
         touched = self._table["touched"][used]
         # Whoever came before the clock stood counts as seen now.
         unknown = used[np.isneginf(touched)]
         self._table["touched"][unknown] = clock
         dead: Ints = used[np.isfinite(touched) & (clock - touched > 2 * self._ttl_s)]
-        for row in dead.tolist():
-            del self._row_of[self._key_of.pop(row)]
-            self._free.append(row)
+        self._row_of.remove(self._table["id"][dead])
+        self._free = np.concatenate([self._free, dead])
         self._table.clear(dead)
         return dead
 

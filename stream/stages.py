@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,8 +113,8 @@ class IngestStage:
         for record in records:
             progress[record.source] = max(progress.get(record.source, 0), record.log_ms)
         tree = columns.take(columns.numbers["in_tree"])
-        messages += self._spread(self._topics.events, columns, columns.texts["agent_id"], progress)
-        messages += self._spread(self._topics.graph, tree, tree.texts["root_run_id"], progress)
+        messages += self._spread(self._topics.events, columns, "sender", progress)
+        messages += self._spread(self._topics.graph, tree, "root", progress)
         return messages
 
     def heartbeat(self, progress: dict[int, int]) -> list[Message]:
@@ -127,9 +126,9 @@ class IngestStage:
             for partition in range(self._outputs)
         ]
 
-    def _spread(self, topic: str, columns: Columns, keys: Sequence[str], progress: dict[int, int]) -> list[Message]:
-        # crc32 rather than Kafka's own partitioner: all events of a batch are placed at once.
-        place = np.array([zlib.crc32(key.encode(errors="surrogatepass")) for key in keys], np.int64) % self._outputs
+    def _spread(self, topic: str, columns: Columns, key: str, progress: dict[int, int]) -> list[Message]:
+        # By the hashes at hand rather than Kafka's own partitioner: all events of a batch are placed at once.
+        place = columns.numbers[key] % np.uint64(self._outputs)
         messages = []
         for partition in np.unique(place).tolist():
             part = columns.take(place == partition)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from burnfuse.event import UsageEvent
-from detectors.types import Kind
+from burnfuse.event import NOTHING_SENT, UsageEvent
+from detectors.types import Hashes, Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, TEXTS, Columns
+from stream.columns import NUMBERS, Columns
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.formats import Format
-from stream.ingest.hashing import Hasher, decoded
+from stream.ingest.hashing import Hasher, decoded, join
 from stream.ingest.pricing import PriceBook, split
 from stream.ingest.reject import Reason, Reject
 from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
@@ -68,23 +68,23 @@ class Ingest:
 
     def events(self, record: Record) -> list[UsageEvent | Reject]:
         """Everything one record holds, in order; events that cannot be taken as rejects."""
-        where = self._name_of(record.source, record.position)
-        size = record.size if record.size is not None else len(record.value or b"")
+        value = record.value
+        size = record.size if record.size is not None else len(value or b"")
         limit = self._settings.max_record_bytes
         if size > limit:
             detail = f"the record has {size} bytes, more than input.max_record_bytes ({limit})"
-            return [Reject(Reason.TOO_LARGE, detail, where, size)]
-        if record.value is None or not record.value.strip():
-            return [Reject(Reason.EMPTY, "the record is empty", where, size)]
-        taken: list[UsageEvent | Reject] = []
-        found = list(self._format.events(record.value))
+            return [Reject(Reason.TOO_LARGE, detail, self._where(record), size)]
+        if value is None or value.isspace() or not value:
+            return [Reject(Reason.EMPTY, "the record is empty", self._where(record), size)]
+        found = list(self._format.events(value))
         latest = (record.log_ms / 1000 or self._clock.now()) + self._settings.future_s
+        taken: list[UsageEvent | Reject] = []
         for i, event in enumerate(found):
-            place = where if len(found) == 1 else f"{where}[{i}]"
+            place = "" if len(found) == 1 else f"[{i}]"
             if isinstance(event, Invalid):
-                taken.append(Reject(event.reason, event.detail, place, size))
+                taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
                 continue
-            event.event_id = event.event_id or place
+            event.event_id = event.event_id or self._where(record) + place
             try:
                 event.ts = ts = event_time(event.ts)
                 if ts > latest:
@@ -92,16 +92,22 @@ class Ingest:
                     raise Invalid(Reason.BAD_TIME, f"`ts` lies {far} in the future")
                 self._hash(event)
             except Invalid as invalid:
-                taken.append(Reject(invalid.reason, invalid.detail, place, size, event.event_id))
+                reason, detail = invalid.reason, invalid.detail
             except RecursionError:
-                detail = "arguments or result are nested too deeply"
-                taken.append(Reject(Reason.TOO_DEEP, detail, place, size, event.event_id))
+                reason, detail = Reason.TOO_DEEP, "arguments or result are nested too deeply"
             else:
                 taken.append(event)
+                continue
+            taken.append(Reject(reason, detail, self._where(record) + place, size, event.event_id))
         return taken
+
+    def _where(self, record: Record) -> str:
+        return self._name_of(record.source, record.position)
 
     def _hash(self, event: UsageEvent) -> None:
         """Puts hashes in place of contents that were sent as they are."""
+        if event.args is NOTHING_SENT and event.result is NOTHING_SENT:
+            return
         args = result = None
         if event.tool:
             args, result = self._volatile.of(event.tool, action_of(event.args))
@@ -119,76 +125,88 @@ class Ingest:
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
         rejects: list[Reject] = []
-        texts: list[tuple[str, ...]] = []
-        numbers: list[tuple[float, ...]] = []
+        events: list[UsageEvent] = []
+        origins: list[Record] = []
         for record in records:
             for event in self.events(record):
                 if isinstance(event, Reject):
                     rejects.append(event)
-                    continue
-                text, number = self._row(event)
-                texts.append(text)
-                numbers.append((*number, record.source, record.position, record.log_ms, record.sequence))
-        if not texts:
-            return Columns.empty(), rejects
-        text_columns = dict(zip(TEXTS, map(list, zip(*texts, strict=True)), strict=True))
-        number_columns = {
-            name: np.array(values, dtype)
-            for (name, dtype), values in zip(NUMBERS.items(), zip(*numbers, strict=True), strict=True)
+                else:
+                    events.append(event)
+                    origins.append(record)
+        return (self._columns(events, origins) if events else Columns.empty()), rejects
+
+    def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
+        """A column at a time: that costs a fraction of an event at a time."""
+        agent_id = [e.agent_id for e in events]
+        run_id = [e.run_id or e.agent_id for e in events]
+        root_run_id = [e.root_run_id or run for e, run in zip(events, run_id, strict=True)]
+        texts = {
+            "event_id": [e.event_id or "" for e in events],
+            "agent_id": agent_id,
+            "run_id": run_id,
+            "root_run_id": root_run_id,
+            "parent_run_id": [
+                e.parent_run_id or (root if e.parent_agent_id else "")
+                for e, root in zip(events, root_run_id, strict=True)
+            ],
+            "to_agent_id": [e.to_agent_id or "" for e in events],
+            "to_run_id": [e.to_run_id or "" for e in events],
+            "tool": [e.tool or "" for e in events],
         }
-        return Columns(text_columns, number_columns), rejects
-
-    def _row(self, e: UsageEvent) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """One event's values in the order of TEXTS, and of NUMBERS without the place it came from."""
-        hash_id = self._hasher.id
-        run_id = e.run_id or e.agent_id
-        root_run_id = e.root_run_id or run_id
-        texts = (
-            e.event_id or "",
-            e.agent_id,
-            run_id,
-            root_run_id,
-            e.parent_run_id or (root_run_id if e.parent_agent_id else ""),
-            e.to_agent_id or "",
-            e.to_run_id or "",
-            e.tool or "",
-        )
-        assert isinstance(e.ts, float)
-        read, cached, written, output = split(e)
-        w = self._weights
-        tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
-        cost = self._prices.cost(e, e.ts)
+        many, few = self._hasher.texts, self._few
+        tool = few("tool", texts["tool"])
+        agent = many("agent", agent_id)
+        kind = np.array([_KINDS[e.kind] for e in events], np.uint8)
+        failed = np.array([e.status == "error" for e in events], bool)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
-        signature = hash_id(e.tool if e.kind == "tool" else e.kind, e.args_hash) if e.args_hash else 0
-        failed = e.status == "error"
-        group = _SEPARATOR.join([getattr(e, name) or "" for name in self._settings.group_by])
-        in_tree = bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn")
-        return texts, (
-            e.ts,
-            _KINDS[e.kind],
-            failed,
-            e.http_status or 0,
-            hash_id("error", error_class(e)) if failed else 0,
-            finish_of(e.finish_reason),
-            signature,
-            hash_id("result", e.result_hash),
-            is_empty(e.result, e.result_hash),
-            hash_id("tool", e.tool),
-            tool_kind(e.tool, e.args, self._settings.tool_kinds),
-            hash_id("target", e.target_hash),
-            hash_id("round", e.round_id),
-            hash_id("agent", e.agent_id),
-            hash_id("agent", e.to_agent_id),
-            hash_id("model", e.model),
-            hash_id("group", group.strip(_SEPARATOR) and group),
-            _known(e.input_tokens),
-            _known(e.cached_input_tokens),
-            _known(e.output_tokens),
-            round(min(tokens * 1000, _MOST)),
-            min(cost or 0, _MOST),
-            in_tree,
-        )
+        what = np.where(kind == Kind.TOOL, tool, kind)
+        group = [_SEPARATOR.join([getattr(e, name) or "" for name in self._settings.group_by]) for e in events]
+        numbers = {
+            "event": many("event", texts["event_id"]),
+            "run": join(agent, many("run", run_id)),
+            "root": many("run", root_run_id),
+            "ts": [e.ts for e in events],
+            "kind": kind,
+            "failed": failed,
+            "http_status": [e.http_status or 0 for e in events],
+            "error": many("error", [error_class(e) if e.status == "error" else "" for e in events]),
+            "finish": [finish_of(e.finish_reason) for e in events],
+            "signature": join(what, many("content", [e.args_hash or "" for e in events])),
+            "result": many("content", [e.result_hash or "" for e in events]),
+            "empty": [e.result_hash is not None and is_empty(e.result, e.result_hash) for e in events],
+            "tool_id": tool,
+            "tool_kind": [tool_kind(e.tool, e.args, self._settings.tool_kinds) if e.tool else 0 for e in events],
+            "target": many("target", [e.target_hash or "" for e in events]),
+            "round": many("round", [e.round_id or "" for e in events]),
+            "sender": agent,
+            "receiver": many("agent", texts["to_agent_id"]),
+            "model": few("model", [e.model or "" for e in events]),
+            "group": few("group", [text.strip(_SEPARATOR) and text for text in group]),
+            "input": [-1 if e.input_tokens is None else e.input_tokens for e in events],
+            "cached": [-1 if e.cached_input_tokens is None else e.cached_input_tokens for e in events],
+            "output": [-1 if e.output_tokens is None else e.output_tokens for e in events],
+            "tokens": self._tokens(events),
+            "cost": [min(self._prices.cost(e, float(e.ts)) or 0, _MOST) for e in events],
+            "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
+            "source": [record.source for record in origins],
+            "position": [record.position for record in origins],
+            "log_ms": [record.log_ms for record in origins],
+            "sequence": [record.sequence for record in origins],
+        }
+        return Columns(texts, {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()})
 
+    def _few(self, kind: str, texts: Sequence[str]) -> Hashes:
+        """(n,) hashes of n texts of which there are few different ones."""
+        known = dict.fromkeys(texts, 0)
+        known = dict(zip(known, self._hasher.texts(kind, list(known)).tolist(), strict=True))
+        return np.array([known[text] for text in texts], np.uint64)
 
-def _known(count: int | None) -> int:
-    return -1 if count is None else count
+    def _tokens(self, events: Sequence[UsageEvent]) -> Ints:
+        """(n,) effective tokens, in thousandths."""
+        w = self._weights
+        read, cached, written, output = np.array([split(e) for e in events], float).T
+        # Term by term: a matrix product rounds differently from one batch size to the next.
+        tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
+        thousandths: Ints = np.rint(np.minimum(tokens * 1000, _MOST)).astype(np.int64)
+        return thousandths

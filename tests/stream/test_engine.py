@@ -21,6 +21,7 @@ from detectors.base import Detector, DetectorConfig, FleetFigures, Spec
 from detectors.types import EventBatch, Finding, Ints, Kind, Scope
 from stream.columns import NUMBERS, TEXTS, Columns
 from stream.engine import GRAPH, WATCH, Engine, Result
+from stream.ingest.hashing import Hasher, join
 from stream.ingest.reject import Reason
 from stream.settings import Settings, default_settings, parse
 
@@ -52,7 +53,6 @@ class Event:
     signature: int = 0
     result: int = 0
     round: int = 0
-    sender: int = 0
     receiver: int = 0
     tokens: int = 0
     cost: int = 0
@@ -74,6 +74,11 @@ def columns(events: Sequence[Event]) -> Columns:
     }
     numbers["ts"] = START + np.array([event.at for event in events], float)
     numbers["position"] = np.arange(len(events))
+    hasher = Hasher()
+    numbers["event"] = hasher.texts("event", texts["event_id"])
+    numbers["sender"] = hasher.texts("agent", texts["agent_id"])
+    numbers["run"] = join(numbers["sender"], hasher.texts("run", texts["run_id"]))
+    numbers["root"] = hasher.texts("run", texts["root_run_id"])
     return Columns(texts, numbers)
 
 
@@ -550,7 +555,6 @@ def random_stream(rng: random.Random, n: int) -> list[Event]:
                 signature=rng.choice((0, 1, 1, 1, 2)),
                 result=rng.choice((0, 1, 1, 1, 2)),
                 round=rng.choice((0, 0, 0, 1, 2)),
-                sender=rng.randint(1, 2),
                 receiver=rng.randint(0, 2),
                 tokens=rng.choice((0, 10**6, 5 * 10**7)),
                 cost=rng.choice((0, 10**7)),

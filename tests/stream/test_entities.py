@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +12,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detectors.types import Hashes
 from stream import entities as module
 from stream.entities import Entities
+from stream.ingest.hashing import Hasher
 
 TTL = 100.0
+HASHER = Hasher()
+
+
+def ids(keys: Sequence[str]) -> Hashes:
+    return HASHER.texts("entity", keys)
 
 
 def view(entities: Entities, events: list[tuple[str, float, int]], clock: float | None = None) -> list[tuple[Any, ...]]:
@@ -23,7 +31,7 @@ def view(entities: Entities, events: list[tuple[str, float, int]], clock: float 
     ts = np.array([ts for _, ts, _ in events], float)
     tokens = np.array([tokens for _, _, tokens in events], np.int64)
     at = (float(ts.max()) if len(ts) else 0.0) if clock is None else clock
-    seen = entities.view(entities.assign(keys), ts, tokens, 10 * tokens, at)
+    seen = entities.view(entities.assign(ids(keys)), ts, tokens, 10 * tokens, at)
     return list(zip(*(column.tolist() for column in (seen.row, seen.new, seen.tokens, seen.cost)), strict=True))
 
 
@@ -40,8 +48,8 @@ def test_examples_in_docstrings_hold() -> None:
 
 def test_rows_are_given_out_in_order_of_appearance() -> None:
     entities = Entities(TTL)
-    assert entities.assign(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
-    assert entities.assign(["c", "d"]).tolist() == [2, 3]
+    assert entities.assign(ids(["b", "a", "b", "c"])).tolist() == [0, 1, 0, 2]
+    assert entities.assign(ids(["c", "d"])).tolist() == [2, 3]
     assert (len(entities), entities.rows) == (4, 4)
 
 
@@ -112,7 +120,7 @@ def test_newest_is_the_highest_time_before_each_event(events: list[tuple[str, fl
     for key, ts, _, _ in events[half:]:
         expected.append(newest.get(key, -math.inf))
         newest[key] = max(ts, newest.get(key, ts))
-    rows = entities.assign([key for key, *_ in events[half:]])
+    rows = entities.assign(ids([key for key, *_ in events[half:]]))
     ts = np.array([ts for _, ts, *_ in events[half:]], float)
     assert entities.newest(rows, ts).tolist() == expected
 
@@ -129,7 +137,7 @@ def test_a_sweep_takes_back_rows_of_who_was_silent_for_twice_the_time_to_live() 
     assert (len(entities), entities.rows) == (1, 2)
     # The next one gets the row, and none of what was in it.
     assert view(entities, [("c", 2 * TTL + 1, 8), ("d", 2 * TTL + 1, 16)])[0] == (0, True, 8, 80)
-    assert entities.assign(["b", "c", "d"]).tolist() == [1, 0, 2]
+    assert entities.assign(ids(["b", "c", "d"])).tolist() == [1, 0, 2]
 
 
 def test_who_comes_back_after_a_sweep_is_new() -> None:

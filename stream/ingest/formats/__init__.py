@@ -51,14 +51,19 @@ def named(name: str) -> Format:
 class _Auto:
     name = "auto"
 
+    def __init__(self) -> None:
+        # Every JSON object could be a native event, so the others are asked first.
+        self._others = [f for f in _formats.values() if f.name != "native"]
+        self._native = _formats["native"]
+
     def recognizes(self, record: bytes) -> bool:
         return True
 
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
-        # Every JSON object could be a native event, so the others are asked first.
-        others = (f for f in _formats.values() if f.name != "native")
-        chosen = next((f for f in others if f.recognizes(record)), _formats["native"])
-        return chosen.events(record)
+        for other in self._others:
+            if other.recognizes(record):
+                return other.events(record)
+        return self._native.events(record)
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.ingest.hashing import Hasher
+from stream.ingest.hashing import Hasher, join
 
 HASHER = Hasher()
 
@@ -84,3 +85,42 @@ def test_the_order_of_keys_and_white_space_do_not_count(value: object) -> None:
 @given(st.binary(min_size=1, max_size=50))
 def test_any_bytes_have_a_hash(data: bytes) -> None:
     assert (content(data) is None) == (data == b"null")
+
+
+# --------------------------------------------------------------------------------------- many at once
+
+
+@given(st.lists(st.text(max_size=40)))
+def test_a_texts_hash_does_not_depend_on_its_company(texts: list[str]) -> None:
+    alone = [Hasher(b"key").texts("agent", [text])[0] for text in texts]
+    assert Hasher(b"key").texts("agent", texts).tolist() == alone
+    assert [value == 0 for value in alone] == [text == "" for text in texts]
+
+
+@given(st.sets(st.text(max_size=20), min_size=1))
+def test_different_texts_have_different_hashes(texts: set[str]) -> None:
+    assert len(set(Hasher().texts("agent", list(texts)).tolist())) == len(texts)
+
+
+def test_names_that_differ_in_a_digit_are_well_spread() -> None:
+    hashes = Hasher(b"key").texts("agent", [f"agent-{i:07d}" for i in range(200_000)])
+    assert len(np.unique(hashes)) == 200_000
+    share = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    assert abs(share - 0.5).max() < 0.01
+
+
+def test_kind_and_key_change_a_hash_and_long_names_have_one() -> None:
+    texts = ["a", "a\0", "ä" * 512, "x" * 10_000]
+    one, other, keyed = (
+        Hasher().texts("agent", texts),
+        Hasher().texts("run", texts),
+        Hasher(b"k").texts("agent", texts),
+    )
+    assert len({*one.tolist(), *other.tolist(), *keyed.tolist()}) == 12
+
+
+def test_pairs_are_told_apart_by_either_part_and_by_their_order() -> None:
+    a, b = Hasher().texts("run", ["a", "b"])
+    pairs = join(np.array([a, a, b, b, a]), np.array([a, b, a, b, 0], np.uint64))
+    assert len(set(pairs[:4].tolist())) == 4
+    assert pairs[4] == 0

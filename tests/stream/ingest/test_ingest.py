@@ -50,7 +50,7 @@ def test_absent_is_unknown() -> None:
         "run_id": "a",
         "root_run_id": "a",
         "ts": START,
-        "sender": row()["sender"],
+        **{name: row()[name] for name in ("event", "run", "root", "sender")},
         "source": 3,
         "position": 5,
         "log_ms": LOGGED,
