@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from stream.clock import SystemClock
+from stream.ingest.decode import event_time
 from stream.ingest.ingest import Record
-from stream.inject import seconds_of
 from stream.settings import default_settings
 from stream.simulate import demo_stream
 from stream.view import LiveReporter
@@ -40,7 +40,7 @@ def main(path: str | Path = PICTURE, *, days: float = 4.0) -> None:
     def records() -> Iterator[Record]:
         nonlocal read
         for event in events:
-            if seconds_of(event["ts"]) > until:
+            if event_time(event["ts"]) > until:
                 return
             read += 1
             yield Record(msgspec.json.encode(event), 0, read)
