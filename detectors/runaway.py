@@ -31,7 +31,7 @@ from detectors.base import (
 from detectors.day_maxima import DayMaxima
 from detectors.expansion import FAST_S, FIELDS, LAG, MONEY, STEADY, TOKENS, UNITS, close_minutes, lull_now
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
+from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 
 WINDOW_S = 1800.0
 """Length of the windows whose levels the drift detector sees."""
@@ -41,6 +41,9 @@ WINDOWS = 48
 
 RESULTS = 4
 """Tool results remembered per agent, to know a new one."""
+
+STATES = ("warming up", "young", "ready")
+"""What is known of an agent: no range of its own yet; one that the cold-start rule guards; one of its own."""
 
 _DAY = 1440
 
@@ -74,7 +77,7 @@ class RunawayConfig(DetectorConfig):
         gt=0,
     )
     warning: float = setting(
-        0.87,
+        0.9,
         unit="nats",
         why="Threshold of the score while the fleet's record is too short for its budget: warning.",
         source="one false alarm per 30 agent-days on 62 production clients (ServeGen, days 6 to 14)",
@@ -176,11 +179,11 @@ class RunawayConfig(DetectorConfig):
         gt=0,
     )
     habit: float = setting(
-        3.0,
+        4.0,
         unit="times",
         why="An alarm that has ended widens the range by this factor at most.",
-        source="a burst of ten times the range is reported three times before it counts as usual; "
-        "without it, bursts that come every day took half of the budget on production clients",
+        source="a burst of ten times the range is reported twice before it counts as usual; at a factor of 1 the "
+        "bursts that production clients repeat took twice the budget",
         ge=1,
     )
     calm_s: float = setting(
@@ -233,13 +236,13 @@ class Limits:
     """What the fleet's figures make of the settings."""
 
     version: str
-    budget: float | None
-    """Alarms per agent-day that the fleet's threshold keeps to; None: it is the setting itself."""
     groups: Hashes
     """Groups with thresholds of their own, ascending."""
     warning: Floats
     """Of each of them, and at the end of everybody else."""
     critical: Floats
+    fleet: bool
+    """Everybody else's thresholds rest on the fleet's record, too; else they are the settings."""
     floors: Floats
     """(UNITS,) impact floors."""
     cold: float
@@ -247,14 +250,14 @@ class Limits:
     excess_usd: float
     """Excess cost that the fleet's budget of alarms asks for."""
 
-    def thresholds(self, group: Hashes) -> tuple[Floats, Floats]:
-        """(k,) warning and critical thresholds of agents of these groups (k,)."""
+    def thresholds(self, group: Hashes) -> tuple[Floats, Floats, Bools]:
+        """(k,) warning and critical thresholds of agents of these groups (k,); whether they keep to the budget."""
         if not len(self.groups):
             at = np.zeros(len(group), np.int64)
         else:
             at = np.minimum(np.searchsorted(self.groups, group), len(self.groups) - 1)
             at = np.where(self.groups[at] == group, at, len(self.groups))
-        return self.warning[at], self.critical[at]
+        return self.warning[at], self.critical[at], self.fleet | (at < len(self.groups))
 
 
 def limits_of(config: RunawayConfig, figures: FleetFigures) -> Limits:
@@ -288,10 +291,10 @@ def limits_of(config: RunawayConfig, figures: FleetFigures) -> Limits:
     excess = figures.quantile("day_excess", 1 - allowed / candidates) if 0 < allowed < candidates else 0.0
     return Limits(
         version=figures.version,
-        budget=None if fleet is None else config.budget_per_agent_day,
         groups=np.array([group for group, _ in known], np.uint64),
         warning=np.array([warning for warning, _ in pairs]),
         critical=np.array([critical for _, critical in pairs]),
+        fleet=fleet is not None,
         floors=np.array(floors),
         cold=config.new_tokens if cold is None else cold,
         excess_usd=(excess or 0.0) / 1e6,
@@ -309,7 +312,7 @@ class Runaway(Detector):
     `detectors/expansion.py` has the details.
 
     Fires when: the score passes the threshold that one false alarm per 30 agent-days (critical: 100) leaves by
-        the last week's daily maxima of the agent's group, or of the fleet (0.87 and 2.5 nats until they are
+        the last week's daily maxima of the agent's group, or of the fleet (0.9 and 2.5 nats until they are
         known), and S passes the impact floor; in an agent's first 4 days and 1,440 active minutes: S is also
         beyond the 0.8-quantile of the fleet's maxima (warning only).
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
@@ -318,7 +321,7 @@ class Runaway(Detector):
     Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
     State: per agent sums, lulls, learned maxima, the alarm, 48 window levels (about 483 bytes); per partition
         histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing while it fires,
-        and after an alarm at most a factor of 3. After 6 h of alarm river's ADWIN over the window levels decides
+        and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window levels decides
         whether the level has moved for good; a new agent's level is taken as it is.
     Source: range statistic, daily block maxima and cold-start rule as measured on 185 production clients; the
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
@@ -408,9 +411,8 @@ class Runaway(Detector):
         self._day_scores, self._day_excess = day_scores, day_excess
 
     def readiness(self, rows: Ints) -> list[str]:
-        """What is known of these agents: "warming up" (no range yet), "young" (cold-start rule) or "ready"."""
-        names = ("warming up", "young", "ready")
-        return [names[state] for state in self._states(rows, self._table["minute"][rows]).tolist()]
+        """What is known of the agents of these rows (k,), see `STATES`."""
+        return [STATES[state] for state in self._states(rows, self._table["minute"][rows]).tolist()]
 
     def _states(self, rows: Ints, minute: Ints) -> Ints:
         """(k,) 0: no range yet, 1: cold start, 2: ready."""
@@ -475,7 +477,7 @@ class Runaway(Detector):
         new = states == 0
         new_limit = max(config.new_tokens, limits.cold)
         score[new] = np.where(material[new, TOKENS], np.log(np.maximum(fast[new, TOKENS] / new_limit, 1.0)), 0.0)
-        warning, critical = limits.thresholds(batch.group[at])
+        warning, critical, budgeted = limits.thresholds(batch.group[at])
         warning = np.where(new, 0.0, warning)
         # After a burst the sum stays high for a while: only who still burns is worth a word.
         recent = np.maximum(table["open_use"][rows], table["last_use"][rows])
@@ -521,6 +523,7 @@ class Runaway(Detector):
                         parts=parts[k],
                         lull=lull[k],
                         excess_usd=float(excess[k]),
+                        budgeted=bool(states[k] and budgeted[k]),
                     ),
                 ),
             )
@@ -662,70 +665,82 @@ class Runaway(Detector):
     # -------------------------------------------------------------------------------- the findings
 
     def _finding(self, batch: EventBatch, i: int, row: int, verdict: _Verdict) -> Finding:
-        entity, table, config, limits = batch.entities[self.spec.scope], self._table, self.config, self._limits
-        now = float(table["ts"][row])
-        tokens = (int(entity.tokens[i]) - int(table["since_tokens"][row])) / 1e3
-        dollars = (int(entity.cost[i]) - int(table["since_cost"][row])) / 1e9
-        minutes = max(0.0, now - float(table["since"][row])) / 60
-        unit, burst = (MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() else TOKENS), True
-        of = ("effective tokens", "dollars")[unit]
-        scale = (1.0, 1e-6)[unit]
-        fast = float(table["fast"][row, unit])
-        usual = max(float(np.expm1(np.float64(table["usual"][row, unit]))) * STEADY, 1.0)
-        name = batch.agent_id[i]
+        entity, table, limits = batch.entities[self.spec.scope], self._table, self._limits
+        unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() else TOKENS
+        scale, of = ((1.0, "effective tokens"), (1e-6, "dollars"))[unit]
+        now, since, news = (float(table[name][row]) for name in ("ts", "since", "result_ts"))
+        usual = max(1.0, STEADY * math.expm1(table["usual"][row, unit]))
+        burst = verdict.state == 0 or bool(verdict.parts[unit, 0] >= verdict.parts[unit, 1])
+        window = f"{of} per 5 min" if burst else f"{of} per min, for 25 min without a lull"
+        observed = float(table["fast"][row, unit]) if burst else math.expm1(verdict.lull[unit])
         if verdict.state == 0:
-            limit = max(config.new_tokens, limits.cold)
-            rule, observed, expected, measured = "cold_start", fast, limit, f"{of} per 5 min"
-            what = f"agent {name} is new and has used {fast / limit:.1f}x what any new agent should"
+            expected = max(self.config.new_tokens, limits.cold)
+            what = f"is new and has used {observed / expected:.1f}x what any new agent should"
         else:
-            burst = bool(verdict.parts[unit, 0] >= verdict.parts[unit, 1])
-            if burst:
-                observed, expected = fast, math.exp(table["high"][row, unit])
-                measured, times = f"{of} per 5 min", fast / usual
-            else:
-                observed = math.expm1(verdict.lull[unit])
+            expected = math.exp(table["high"][row, unit])
+            if not burst:
                 expected = math.expm1(max(table["lull_high"][row, unit], table["usual"][row, unit]))
-                measured, times = f"{of} per min, for 25 min without a lull", observed * STEADY / usual
-            rule = "cold_start" if verdict.state == 1 else ("range" if burst else "no_lull")
-            what = f"agent {name} has used {times:.0f}x its usual {of}"
-        long = "" if burst else " without a lull"
-        lasted = (
-            f"for {minutes:.0f} minutes{long}" if minutes >= 1 else f"in the last {5 if burst else 25} minutes{long}"
+            what = f"has used {observed * (1 if burst else STEADY) / usual:.0f}x its usual {of}"
+        spend = _Spend(
+            tokens=(int(entity.tokens[i]) - int(table["since_tokens"][row])) / 1e3,
+            dollars=(int(entity.cost[i]) - int(table["since_cost"][row])) / 1e9,
+            minutes=max(0.0, now - since) / 60,
         )
-        spent = f"${dollars:.2f}" if dollars >= 0.005 else f"{tokens:,.0f} effective tokens"
-        rate = f"${dollars / minutes:.2f}/min" if dollars >= 0.005 else f"{tokens / max(minutes, 1e-9):,.0f}/min"
-        news = now - float(table["result_ts"][row])
+        heard = "" if math.isnan(news) else f"; last new result {max(0.0, now - news) / 60:.0f} min ago"
         return Finding.at(
             batch,
             i,
             detector=self.spec.name,
-            rule=rule,
+            rule="cold_start" if verdict.state < 2 else "range" if burst else "no_lull",
             severity=severity_of(verdict.level),
             scope=self.spec.scope,
             score=1 - math.exp(verdict.threshold - verdict.score),
             observed=round(observed * scale, 4),
             expected=round(expected * scale, 4),
-            unit=measured,
-            reason=f"{what} {lasted} ({spent}{f', {rate}' if minutes >= 1 else ''})"
-            + ("" if math.isnan(news) else f"; last new result {max(0.0, news) / 60:.0f} min ago"),
+            unit=window,
+            reason=f"agent {batch.agent_id[i]} {what} {spend.lasted(5 if burst else 25)} ({spend}){heard}",
             evidence={
-                "since": float(table["since"][row]),
+                "since": since,
                 "nats": round(verdict.score, 3),
                 "threshold": round(verdict.threshold, 3),
                 "usual": round(usual * scale, 4) if verdict.state else None,
-                "highest": round(math.exp(table["high"][row, unit]) * scale, 4) if verdict.state else None,
                 "floor": round(float(limits.floors[unit]) * scale, 4),
-                "window_s": FAST_S if burst else 1500.0,
-                "baseline": ("warming up", "young", "ready")[verdict.state],
+                "baseline": STATES[verdict.state],
                 "active_minutes": int(table["active_minutes"][row]),
-                "effective_tokens": tokens,
-                "cost_usd": round(dollars, 6),
+                "effective_tokens": spend.tokens,
+                "cost_usd": round(spend.dollars, 6),
                 "excess_usd": round(verdict.excess_usd, 6),
                 "calibration": limits.version,
-                "budget_per_agent_day": limits.budget,
-                "fleet_alarms_per_day": config.alarms_per_day,
+                "budget_per_agent_day": (
+                    self.config.critical_per_agent_day if verdict.level > 1 else self.config.budget_per_agent_day
+                )
+                if verdict.budgeted
+                else None,
+                "fleet_alarms_per_day": self.config.alarms_per_day,
                 "least_excess_usd": round(limits.excess_usd, 6),
             },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Spend:
+    """What an alarm has cost so far."""
+
+    tokens: float
+    dollars: float
+    minutes: float
+
+    def lasted(self, window: int) -> str:
+        """How long it has lasted, or else the minutes that were looked at."""
+        return f"for {self.minutes:.0f} minutes" if self.minutes >= 1 else f"in the last {window} minutes"
+
+    def __str__(self) -> str:
+        known = self.dollars >= 0.005
+        total = f"${self.dollars:,.2f}" if known else f"{self.tokens:,.0f} effective tokens"
+        if self.minutes < 1:
+            return total
+        return f"{total}, " + (
+            f"${self.dollars / self.minutes:,.2f}/min" if known else f"{self.tokens / self.minutes:,.0f}/min"
         )
 
 
@@ -742,6 +757,8 @@ class _Verdict:
     lull: Floats
     """(UNITS,) ln L."""
     excess_usd: float
+    budgeted: bool
+    """The threshold is one that the fleet's record leaves by the budget."""
 
 
 _Histograms = tuple[int, dict[str, bytes]]

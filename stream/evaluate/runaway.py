@@ -351,7 +351,9 @@ def _rows(name: str, make: Make, tokens: Floats, faults: Sequence[_Fault], told:
 
 # ------------------------------------------------------------------------------- figures of the score
 
-_GRID = np.round(np.concatenate([np.arange(0.1, 1.5, 0.05), np.arange(1.5, 4.0, 0.25)]), 2)
+_GRID = np.array(
+    [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0]
+)
 """Thresholds tried, nats."""
 _SPLITS = 12
 _LEARNT_DAYS = 9
