@@ -44,13 +44,14 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "fast": (np.float32, 0.0, UNITS),  # S
     "open_use": (np.float32, 0.0, UNITS),  # of the open minute
     "last_use": (np.float32, 0.0, UNITS),  # of the minute before it
-    "lulls": (np.float32, 0.0, UNITS * LULLS),  # ln of the lowest two-minute mean per block, the open one last
+    "lulls": (np.float32, 0.0, LULLS * UNITS),  # ln of the lowest two-minute mean per block, at block % LULLS
+    "lull": (np.float32, 0.0, UNITS),  # the lowest of them: ln L without the open minute
     "active_minutes": (np.int32, 0),
     "usual": (np.float32, 0.0, UNITS),  # mean ln of the use of an active minute
     "high": (np.float32, -np.inf, UNITS),  # ln H
     "lull_high": (np.float32, -np.inf, UNITS),  # ln H_L
-    "fresh": (np.float32, -np.inf, UNITS * LAG),  # ln of the highest S per block that is not learned yet
-    "fresh_lull": (np.float32, -np.inf, UNITS * LAG),
+    "fresh": (np.float32, -np.inf, LAG * UNITS),  # ln of the highest S per block not learned yet, at block % LAG
+    "fresh_lull": (np.float32, -np.inf, LAG * UNITS),
 }
 """Columns of the statistics. Use is in effective tokens and in millionths of a dollar."""
 
@@ -59,14 +60,14 @@ Values = NDArray[np.float32]
 
 def lull_now(table: Table, rows: Ints) -> Values:
     """(k, UNITS) ln L with the open minute as far as it has got."""
-    lowest = table["lulls"][rows].reshape(-1, UNITS, LULLS).min(2)
-    now: Values = np.minimum(lowest, _two_minutes(table, rows))
+    now: Values = np.minimum(table["lull"][rows], _two_minutes(table["open_use"][rows], table["last_use"][rows]))
     return now
 
 
-def _two_minutes(table: Table, rows: Ints) -> Values:
-    mean: Values = np.log1p((table["open_use"][rows] + table["last_use"][rows]) / 2)
-    return mean
+def keep_fresh(table: Table, rows: Ints, ln_fast: Values) -> None:
+    """Remembers S (k, UNITS) for the open block, to be learned when it has lagged enough."""
+    ring, slot = _ring(table, "fresh"), table["minute"][rows] // BLOCK % LAG
+    ring[rows, slot] = np.maximum(ring[rows, slot], ln_fast)
 
 
 def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s: float) -> None:
@@ -80,33 +81,35 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     was = table["minute"][rows].astype(np.int64)
     gap = minute - was
     use = table["open_use"][rows]
-    lulls = table["lulls"][rows].reshape(-1, UNITS, LULLS)
-    lulls[:, :, -1] = np.minimum(lulls[:, :, -1], _two_minutes(table, rows))
-    fresh = table["fresh"][rows].reshape(-1, UNITS, LAG)
-    fresh_lull = table["fresh_lull"][rows].reshape(-1, UNITS, LAG)
-    chosen = np.flatnonzero(learn)
-    fresh_lull[chosen, :, -1] = np.maximum(fresh_lull[chosen, :, -1], lulls[chosen].min(2))
-    _learn_usual(table, rows[chosen], use[chosen])
+    lowest = _two_minutes(use, table["last_use"][rows])
+    lull = np.minimum(table["lull"][rows], lowest)
+    chosen = rows[learn]
+    _learn_usual(table, chosen, use[learn])
+    waiting, slot = _ring(table, "fresh_lull"), was[learn] // BLOCK % LAG
+    waiting[chosen, slot] = np.maximum(waiting[chosen, slot], lull[learn])
 
-    # Whole blocks move on; what has lagged enough is learned.
-    blocks = minute // BLOCK - was // BLOCK
-    move = np.flatnonzero(blocks > 0)
+    ring, slot = _ring(table, "lulls"), was // BLOCK % LULLS
+    lowest = np.minimum(lowest, _silence(was // BLOCK, was, minute, use))
+    ring[rows, slot] = np.minimum(ring[rows, slot], lowest)
+    table["lull"][rows] = np.minimum(lull, lowest)
+    _move_on(table, rows, was, minute, use)
     faded = (np.log(2) * 60 / memory_s * gap)[:, None].astype(np.float32)
-    for name, waiting in (("high", fresh), ("lull_high", fresh_lull)):
-        highest = table[name][rows]
-        passed = np.arange(LAG) < blocks[move, None]
-        highest[move] = np.maximum(highest[move], np.where(passed[:, None], waiting[move], -np.inf).max(2))
-        table[name][rows] = highest - faded
-        waiting[move] = _moved_on(waiting[move], blocks[move], -np.inf)
-    lulls[move] = _moved_on(lulls[move], blocks[move], np.inf)
-    _fill_silence(lulls, use, was, minute)
-
-    table["lulls"][rows] = lulls.reshape(len(rows), -1)
-    table["fresh"][rows] = fresh.reshape(len(rows), -1)
-    table["fresh_lull"][rows] = fresh_lull.reshape(len(rows), -1)
+    table["high"][rows] -= faded
+    table["lull_high"][rows] -= faded
     table["last_use"][rows] = np.where((gap == 1)[:, None], use, 0)
     table["open_use"][rows] = 0
     table["minute"][rows] = minute
+
+
+def _ring(table: Table, name: str) -> Values:
+    """(rows, blocks, UNITS) view of a column."""
+    column = table[name]
+    return column.reshape(len(column), -1, UNITS)
+
+
+def _two_minutes(use: Values, last: Values) -> Values:
+    mean: Values = np.log1p((use + last) / 2)
+    return mean
 
 
 def _learn_usual(table: Table, rows: Ints, use: Values) -> None:
@@ -117,25 +120,38 @@ def _learn_usual(table: Table, rows: Ints, use: Values) -> None:
     table["active_minutes"][rows] = n
 
 
-def _moved_on(values: Values, blocks: Ints, blank: float) -> Values:
-    """(k, UNITS, n) with the first `blocks` (k,) of the last axis gone and blank ones behind the others."""
-    n = values.shape[2]
-    source = np.arange(n) + blocks[:, None]
-    kept = np.take_along_axis(values, np.minimum(source, n - 1)[:, None], 2)
-    moved: Values = np.where((source < n)[:, None], kept, np.float32(blank))
-    return moved
-
-
-def _fill_silence(lulls: Values, use: Values, was: Ints, minute: Ints) -> None:
-    """Enters the minutes without events between the closed one and the one that opens."""
-    quiet = np.flatnonzero(minute - was > 1)
-    if not len(quiet):
-        return
-    was, minute = was[quiet], minute[quiet]
-    own = lulls[quiet]
-    block = minute[:, None] // BLOCK - (LULLS - 1) + np.arange(LULLS)
+def _silence(block: Ints, was: Ints, minute: Ints, use: Values) -> Values:
+    """(k, UNITS) ln of the lowest use that the silent minutes between `was` and `minute` give a block."""
     # The first silent minute still has the closed one in its two-minute mean.
-    first = (block == (was[:, None] + 1) // BLOCK)[:, None]
-    own = np.where(first, np.minimum(own, np.log1p(use[quiet] / 2)[:, :, None]), own)
-    begin, end = np.maximum(block * BLOCK, was[:, None] + 2), np.minimum((block + 1) * BLOCK, minute[:, None])
-    lulls[quiet] = np.where((begin < end)[:, None], np.float32(0), own)
+    first = (minute - was > 1) & (block == (was + 1) // BLOCK)
+    silent = np.maximum(block * BLOCK, was + 2) < np.minimum((block + 1) * BLOCK, minute)
+    value = np.where(first[:, None], np.log1p(use / 2), np.float32(np.inf))
+    return np.where(silent[:, None], np.float32(0), value)
+
+
+def _move_on(table: Table, rows: Ints, was: Ints, minute: Ints, use: Values) -> None:
+    """Opens a block where the new minute lies in another: what has lagged enough is learned."""
+    block = minute // BLOCK
+    moved = np.flatnonzero(block > was // BLOCK)
+    if not len(moved):
+        return
+    rows, was, minute, use, block = rows[moved], was[moved], minute[moved], use[moved], block[moved]
+    passed = block - was // BLOCK
+    # From the new block backwards: each takes the place of an older one.
+    for name, high in (("fresh", "high"), ("fresh_lull", "lull_high")):
+        ring = _ring(table, name)
+        for back in range(min(LAG, int(passed.max()))):
+            some = passed > back
+            chosen, slot = rows[some], (block[some] - back) % LAG
+            table[high][chosen] = np.maximum(table[high][chosen], ring[chosen, slot])
+            ring[chosen, slot] = -np.inf
+    ring = _ring(table, "lulls")
+    for back in range(min(LULLS, int(passed.max()))):
+        some = passed > back
+        place = block[some] - back
+        ring[rows[some], place % LULLS] = _silence(place, was[some], minute[some], use[some])
+    own = ring[rows]
+    lowest = own[:, 0]
+    for i in range(1, LULLS):
+        lowest = np.minimum(lowest, own[:, i])
+    table["lull"][rows] = lowest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -29,9 +29,11 @@ from detectors.base import (
     severity_of,
 )
 from detectors.day_maxima import DayMaxima
-from detectors.expansion import FAST_S, FIELDS, LAG, MONEY, STEADY, TOKENS, UNITS, close_minutes, lull_now
+from detectors.expansion import FAST_S, FIELDS, MONEY, STEADY, TOKENS, UNITS, close_minutes, keep_fresh, lull_now
+from detectors.limits import Excess, LimitSettings
+from detectors.limits import Limits as Rules
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
+from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 WINDOW_S = 1800.0
 """Length of the windows whose levels the drift detector sees."""
@@ -222,6 +224,56 @@ class RunawayConfig(DetectorConfig):
         source="equal to calm_s",
         gt=0,
     )
+    context_times: float = setting(
+        3.0,
+        unit="times",
+        why="A call's input beyond the largest of earlier days by this factor is a context that has grown.",
+        source="runs that compact their context stay within a factor of two of each other",
+        gt=1,
+    )
+    context_calls: float = setting(
+        5.0,
+        unit="calls in half an hour",
+        why="So many such calls: warning; five times as many: critical.",
+        source="a single large document is read in one or two calls",
+        ge=1,
+    )
+    context_floor: float = setting(
+        20_000.0,
+        unit="input tokens per call",
+        why="Smaller contexts are left alone.",
+        source="$0.06 per call at $3 per million",
+        ge=0,
+    )
+    outcome_times: float = setting(
+        3.0,
+        unit="times",
+        why="Calls and effective tokens since the last outcome, over the most that one took before: warning; three "
+        "times as much: critical. Only for agents that report outcomes.",
+        source="one in n tasks is the costliest of n; three times the costliest is none of them",
+        gt=1,
+    )
+    outcome_history: int = setting(
+        10,
+        unit="outcomes",
+        why="Outcomes until it is known what one takes.",
+        source="the costliest of ten is passed by one in ten, three times as much by far fewer",
+        ge=2,
+    )
+    outcome_floor: float = setting(
+        1_000_000.0,
+        unit="effective tokens",
+        why="Less than this without an outcome is left alone.",
+        source="$3 at $3 per million",
+        ge=0,
+    )
+    hour_usd: float = setting(
+        0.0,
+        unit="dollars per agent and clock hour",
+        why="Hard budget: critical beyond it, whatever is usual; 0: none.",
+        source="off: only its owner knows it",
+        ge=0,
+    )
     usd_per_million: float = setting(
         3.0,
         unit="dollars per million effective tokens",
@@ -232,7 +284,7 @@ class RunawayConfig(DetectorConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Fleet:
     """What the fleet's figures make of the settings."""
 
     version: str
@@ -241,7 +293,7 @@ class Limits:
     warning: Floats
     """Of each of them, and at the end of everybody else."""
     critical: Floats
-    fleet: bool
+    known: bool
     """Everybody else's thresholds rest on the fleet's record, too; else they are the settings."""
     floors: Floats
     """(UNITS,) impact floors."""
@@ -257,10 +309,10 @@ class Limits:
         else:
             at = np.minimum(np.searchsorted(self.groups, group), len(self.groups) - 1)
             at = np.where(self.groups[at] == group, at, len(self.groups))
-        return self.warning[at], self.critical[at], self.fleet | (at < len(self.groups))
+        return self.warning[at], self.critical[at], self.known | (at < len(self.groups))
 
 
-def limits_of(config: RunawayConfig, figures: FleetFigures) -> Limits:
+def fleet_of(config: RunawayConfig, figures: FleetFigures) -> Fleet:
     """Thresholds, floors and limits that the settings come to with these figures."""
 
     def thresholds(figure: str) -> tuple[float, float] | None:
@@ -289,12 +341,12 @@ def limits_of(config: RunawayConfig, figures: FleetFigures) -> Limits:
     candidates = figures.total("day_excess")
     allowed = config.alarms_per_day * days
     excess = figures.quantile("day_excess", 1 - allowed / candidates) if 0 < allowed < candidates else 0.0
-    return Limits(
+    return Fleet(
         version=figures.version,
         groups=np.array([group for group, _ in known], np.uint64),
         warning=np.array([warning for warning, _ in pairs]),
         critical=np.array([critical for _, critical in pairs]),
-        fleet=fleet is not None,
+        known=fleet is not None,
         floors=np.array(floors),
         cold=config.new_tokens if cold is None else cold,
         excess_usd=(excess or 0.0) / 1e6,
@@ -319,7 +371,7 @@ class Runaway(Detector):
         within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
         costlier ones. Unusual hours at a usual rate are invisible.
     Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
-    State: per agent sums, lulls, learned maxima, the alarm, 48 window levels (about 483 bytes); per partition
+    State: per agent sums, lulls, learned maxima, the alarm, 48 window levels (about 615 bytes); per partition
         histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing while it fires,
         and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window levels decides
         whether the level has moved for good; a new agent's level is taken as it is.
@@ -357,11 +409,12 @@ class Runaway(Detector):
                 **ALARM_FIELDS,
             }
         )
-        self.tables = {"agents": self._table}
+        self._rules = Rules(LimitSettings(**{f.name: getattr(config, f.name) for f in fields(LimitSettings)}))
+        self.tables = {"agents": self._table, **self._rules.tables}
         self._sums = np.zeros((UNITS, LogGrid.BINS), np.int64)
         self._day_scores = DayMaxima(ScoreGrid.BINS)
         self._day_excess = DayMaxima(LogGrid.BINS)
-        self._limits = limits_of(config, FleetFigures())
+        self._fleet = fleet_of(config, FleetFigures())
 
     # ---------------------------------------------------------------------------------- the fleet
 
@@ -382,14 +435,14 @@ class Runaway(Detector):
             "active_sums": self._sums[TOKENS].tolist(),
             "active_costs": self._sums[MONEY].tolist(),
             "agent_maxima": np.bincount(LogGrid.index(highest), minlength=LogGrid.BINS).tolist(),
-            "day_scores": np.sum([np.zeros(ScoreGrid.BINS, np.int64), *scores.values()], 0).tolist(),
+            "day_scores": np.sum([[0] * ScoreGrid.BINS, *scores.values()], 0).tolist(),
             "day_excess": self._day_excess.counts().get(int(UNKNOWN), [0] * LogGrid.BINS),
         }
         own = {group_figure("day_scores", group): counts for group, counts in scores.items() if group != UNKNOWN}
         return figures | own
 
     def calibrate(self, figures: FleetFigures) -> None:
-        self._limits = limits_of(self.config, figures)
+        self._fleet = fleet_of(self.config, figures)
 
     def dump_shared(self) -> bytes:
         body = (self._sums.tobytes(), self._day_scores.dump(), self._day_excess.dump())
@@ -441,6 +494,7 @@ class Runaway(Detector):
             spent = at[spends[at]]
             if len(spent):
                 found += self._update_round(batch, spent)
+            found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, at)]
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
 
@@ -454,7 +508,7 @@ class Runaway(Detector):
         table["result_ts"][chosen] = np.fmax(table["result_ts"][chosen], ts[new])
 
     def _update_round(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
-        entity, config, table, limits = batch.entities[self.spec.scope], self.config, self._table, self._limits
+        entity, config, table, fleet = batch.entities[self.spec.scope], self.config, self._table, self._fleet
         rows, ts = entity.row[at], batch.ts[at]
         used = np.stack([batch.tokens[at] / 1e3, batch.cost[at] / 1e3], 1)
         self._close(rows, ts, batch.group[at])
@@ -470,14 +524,14 @@ class Runaway(Detector):
 
         parts, lull = self._parts(rows, fast)
         states = self._states(rows, table["minute"][rows])
-        material = fast >= limits.floors
-        material[states == 1] &= fast[states == 1, :1] >= limits.cold
+        material = fast >= fleet.floors
+        material[states == 1] &= fast[states == 1, :1] >= fleet.cold
         score = np.where(material, parts.sum(2), 0.0).max(1)
         # An agent without a range of its own is held against the fleet alone, and generously.
         new = states == 0
-        new_limit = max(config.new_tokens, limits.cold)
+        new_limit = max(config.new_tokens, fleet.cold)
         score[new] = np.where(material[new, TOKENS], np.log(np.maximum(fast[new, TOKENS] / new_limit, 1.0)), 0.0)
-        warning, critical, budgeted = limits.thresholds(batch.group[at])
+        warning, critical, budgeted = fleet.thresholds(batch.group[at])
         warning = np.where(new, 0.0, warning)
         # After a burst the sum stays high for a while: only who still burns is worth a word.
         recent = np.maximum(table["open_use"][rows], table["last_use"][rows])
@@ -506,7 +560,7 @@ class Runaway(Detector):
         table["day_score"][today] = np.maximum(table["day_score"][today], score[counts])
         table["day_excess"][rows[over]] = np.maximum(table["day_excess"][rows[over]], excess[over] * 1e6)
 
-        level = np.where(excess >= limits.excess_usd, level, 0)
+        level = np.where(excess >= fleet.excess_usd, level, 0)
         speak = pace(table, rows, level, now, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         return [
             (
@@ -530,7 +584,7 @@ class Runaway(Detector):
             for k in np.flatnonzero(speak)
         ]
 
-    def _parts(self, rows: Ints, fast: Floats) -> tuple[Floats, Floats]:
+    def _parts(self, rows: Ints, fast: Floats) -> tuple[Floats, Any]:
         """(k, UNITS, 2) how far S and L are above their highest; (k, UNITS) ln L."""
         table = self._table
         lull = lull_now(table, rows)
@@ -545,11 +599,9 @@ class Runaway(Detector):
         table = self._table
         with np.errstate(divide="ignore"):
             ln_fast = np.log(fast)
-        calm, burns = rows[~firing], rows[firing]
-        fresh = table["fresh"][calm]
-        fresh[:, LAG - 1 :: LAG] = np.maximum(fresh[:, LAG - 1 :: LAG], ln_fast[~firing])
-        table["fresh"][calm] = fresh
-        if len(burns):
+        keep_fresh(table, rows[~firing], ln_fast[~firing])
+        if firing.any():
+            burns = rows[firing]
             table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[firing])
             table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull[firing])
 
@@ -665,7 +717,7 @@ class Runaway(Detector):
     # -------------------------------------------------------------------------------- the findings
 
     def _finding(self, batch: EventBatch, i: int, row: int, verdict: _Verdict) -> Finding:
-        entity, table, limits = batch.entities[self.spec.scope], self._table, self._limits
+        entity, table, fleet = batch.entities[self.spec.scope], self._table, self._fleet
         unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() else TOKENS
         scale, of = ((1.0, "effective tokens"), (1e-6, "dollars"))[unit]
         now, since, news = (float(table[name][row]) for name in ("ts", "since", "result_ts"))
@@ -674,7 +726,7 @@ class Runaway(Detector):
         window = f"{of} per 5 min" if burst else f"{of} per min, for 25 min without a lull"
         observed = float(table["fast"][row, unit]) if burst else math.expm1(verdict.lull[unit])
         if verdict.state == 0:
-            expected = max(self.config.new_tokens, limits.cold)
+            expected = max(self.config.new_tokens, fleet.cold)
             what = f"is new and has used {observed / expected:.1f}x what any new agent should"
         else:
             expected = math.exp(table["high"][row, unit])
@@ -704,21 +756,38 @@ class Runaway(Detector):
                 "nats": round(verdict.score, 3),
                 "threshold": round(verdict.threshold, 3),
                 "usual": round(usual * scale, 4) if verdict.state else None,
-                "floor": round(float(limits.floors[unit]) * scale, 4),
+                "floor": round(float(fleet.floors[unit]) * scale, 4),
                 "baseline": STATES[verdict.state],
                 "active_minutes": int(table["active_minutes"][row]),
                 "effective_tokens": spend.tokens,
                 "cost_usd": round(spend.dollars, 6),
                 "excess_usd": round(verdict.excess_usd, 6),
-                "calibration": limits.version,
+                "calibration": fleet.version,
                 "budget_per_agent_day": (
                     self.config.critical_per_agent_day if verdict.level > 1 else self.config.budget_per_agent_day
                 )
                 if verdict.budgeted
                 else None,
                 "fleet_alarms_per_day": self.config.alarms_per_day,
-                "least_excess_usd": round(limits.excess_usd, 6),
+                "least_excess_usd": round(fleet.excess_usd, 6),
             },
+        )
+
+    def _excess(self, batch: EventBatch, excess: Excess) -> Finding:
+        i = excess.index
+        return Finding.at(
+            batch,
+            i,
+            detector=self.spec.name,
+            rule=excess.rule,
+            severity=severity_of(excess.level),
+            scope=self.spec.scope,
+            score=beyond(excess.observed, excess.expected),
+            observed=excess.observed,
+            expected=excess.expected,
+            unit=excess.unit,
+            reason=f"agent {batch.agent_id[i]} {excess.says}",
+            evidence=excess.evidence,
         )
 
 
@@ -754,7 +823,7 @@ class _Verdict:
     state: int
     parts: Floats
     """(UNITS, 2) of the score: burst and lull."""
-    lull: Floats
+    lull: Any
     """(UNITS,) ln L."""
     excess_usd: float
     budgeted: bool

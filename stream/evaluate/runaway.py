@@ -7,6 +7,7 @@ clients' own bursts count as false alarms, though some may be real incidents.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -170,7 +171,7 @@ class _Fleet:
     def run(self, begin: int, end: int) -> None:
         """Minutes begin .. end - 1."""
         marks = sorted({*range(begin, end, _CHUNK), *range(-(-begin // DAY) * DAY, end, DAY), end})
-        for low, high in zip(marks, marks[1:], strict=False):
+        for low, high in itertools.pairwise(marks):
             if self._daily and low % DAY == 0:
                 self.calibrate(calibration.merge([self.sketch()]))
             minute, row = np.nonzero(self._tokens[:, low:high].T)
@@ -250,20 +251,20 @@ def _run_aside(
 ) -> None:
     longest = max(len(faults[i].added) for i in which)
     laid = np.zeros((len(which), longest))
-    for row, i in enumerate(which):
+    for place, i in enumerate(which):
         fault = faults[i]
         length = len(fault.added)
-        laid[row, :length] = tokens[fault.client, fault.start : fault.start + length] + fault.added
+        laid[place, :length] = tokens[fault.client, fault.start : fault.start + length] + fault.added
     second = _Fleet(make(), laid)
     for name, detector in second.detectors.items():
-        for row, i in enumerate(which):
-            detector.load(np.array([row]), states[i][name])
+        for place, i in enumerate(which):
+            detector.load(np.array([place]), states[i][name])
     second.calibrate(figures)
     starts = np.array([faults[i].start for i in which])
     step, row = np.nonzero(laid.T)
     second.feed(row, starts[row] + step, laid[row, step])
-    for row, minute in zip(second.told.row, second.told.minute, strict=True):
-        i = which[row]
+    for told_row, minute in zip(second.told.row, second.told.minute, strict=True):
+        i = which[told_row]
         if delay[i] < 0:
             delay[i] = minute - faults[i].start
             burnt[i] = faults[i].added[: delay[i] + 1].sum()
@@ -306,11 +307,12 @@ def _part(progress: Progress, at: int, steps: int, size: int = 1) -> Progress:
 
 def _read(folder: Path) -> Floats:
     with np.load(folder / "servegen" / "minutes.npz") as data:
-        return data["tokens"].astype(np.float64)
+        tokens: Floats = data["tokens"].astype(np.float64)
+    return tokens
 
 
 def _scored_days(tokens: Floats) -> float:
-    return tokens.shape[0] * (tokens.shape[1] - WARM_UP) / DAY
+    return len(tokens) * float(tokens.shape[1] - WARM_UP) / DAY
 
 
 def _rows(name: str, make: Make, tokens: Floats, faults: Sequence[_Fault], told: Progress) -> list[Row]:
@@ -344,9 +346,20 @@ def _rows(name: str, make: Make, tokens: Floats, faults: Sequence[_Fault], told:
         "alarms_per_agent_day": len(alarms) / days,
         "alarms_per_agent_first_day": len(first) / len(tokens),
     }
-    rows.append(Row("runaway", "all kinds", name, int(hit.sum()), int((~hit).sum()), len(alarms), agent_days=days,
-                    figures=figures, notes="as configured; a fleet budget and impact floors apply where set"))  # fmt: skip
-    return rows
+    whole = Row(
+        "runaway",
+        "all kinds",
+        name,
+        caught=int(hit.sum()),
+        missed=int((~hit).sum()),
+        false_alarms=len(alarms),
+        agent_days=days,
+        delay_s=(60.0 * (caught.delay[hit] + 1)).tolist(),
+        cost_before_usd=(caught.burnt[hit] * _USD_PER_TOKEN).tolist(),
+        figures=figures,
+        notes="as configured, with its floors and its live calibration",
+    )
+    return [*rows, whole]
 
 
 # ------------------------------------------------------------------------------- figures of the score
@@ -355,9 +368,9 @@ _GRID = np.array(
     [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0]
 )
 """Thresholds tried, nats."""
-_SPLITS = 12
-_LEARNT_DAYS = 9
-"""The budget's thresholds are learnt from days 6 to 9, and judged on days 10 to 14."""
+_SPLITS = 8
+_BUDGETS = np.array([1 / 7, 1 / 30, 1 / 60])
+"""Alarms per agent-day."""
 
 
 def _configured(**settings: Any) -> Make:
@@ -464,62 +477,46 @@ def _floor(tokens: Floats, quantile: float) -> float:
 
 
 def _budget_rows(tokens: Floats, told: Progress) -> list[Row]:
-    """What budgets come to: thresholds from a random half of the clients, judged on both halves' later days.
+    """What budgets come to: thresholds from a random half of the clients, for both halves' next day.
 
-    All splits run at once: a group of rows for each, so that each has a threshold of its own.
+    All splits and budgets run at once: two groups of rows for each, the half that is learnt from and the rest.
+    At each midnight both take the thresholds that the first group's trailing days leave by the budget.
     """
     n = len(tokens)
-    make = _configured(floor_tokens=0.0, floor_usd=0.0, floor_quantile=0.0)
-    # Each client a group of its own: the half of any split is a sum of them.
-    first = _Fleet(make(), tokens, group=np.arange(1, n + 1, dtype=np.uint64), daily=False)
-    first.run(0, _LEARNT_DAYS * DAY + 1)
-    told(0.3)
-    sketch = FleetFigures("", first.sketch())
-    names = sketch.groups("day_scores")
     random = np.random.default_rng(_SEED)
-    halves = [np.sort(random.permutation(n)[: n // 2]) for _ in range(_SPLITS)]
-    budgets = (1 / 7, 1 / 30, 1 / 60)
-    groups: dict[int, float] = {}
-    learnt = []
-    for split, half in enumerate(halves):
-        counts = np.sum([sketch.counts[names[i + 1]] for i in half.tolist() if i + 1 in names], 0)
-        learnt.append(int(counts.sum()))
-        for k, budget in enumerate(budgets):
-            threshold = FleetFigures("", {"scores": counts.tolist()}).exceeded_by("scores", budget)
-            groups[1 + split * len(budgets) + k] = math.inf if threshold is None else threshold
-    copies = len(groups)
-    group = np.repeat(np.arange(1, copies + 1, dtype=np.uint64), n)
-    later = _Fleet(make(), np.tile(tokens, (copies, 1)), group=group, daily=False)
-    for name, detector in later.detectors.items():
-        page = first.detectors[name].dump(np.arange(n))
-        for copy in range(copies):
-            detector.load(np.arange(n) + copy * n, page)
-    later.calibrate(_figures(groups))
-    for day in range(_LEARNT_DAYS * DAY + 1, tokens.shape[1], DAY):
-        later.run(day, min(day + DAY, tokens.shape[1]))
-        told(0.3 + 0.7 * day / tokens.shape[1])
-    days = (tokens.shape[1] - _LEARNT_DAYS * DAY) / DAY
-    alarms = np.array(later.told.alarms()).reshape(-1, 2)
-    rows = []
-    for k, budget in enumerate(budgets):
-        for who in ("agents it was learnt from", "agents never seen"):
-            total = seen = 0.0
-            for split, half in enumerate(halves):
-                copy = split * len(budgets) + k
-                own = alarms[alarms[:, 0] // n == copy, 0] % n
-                inside = np.isin(own, half)
-                known = who.startswith("agents it")
-                total += int((inside if known else ~inside).sum())
-                seen += (len(half) if known else n - len(half)) * days
-            rows.append(
-                Row(
-                    "runaway",
-                    f"budget 1/{1 / budget:.0f}, later days, {who}",
-                    "runaway",
-                    false_alarms=int(total),
-                    agent_days=seen,
-                    figures={"stated": budget, "realised": total / seen, "learnt_agent_days": float(np.mean(learnt))},
-                    notes=f"{_SPLITS} random halves of {n} clients; learnt from days 6 to 9, judged on days 10 to 14",
-                )
-            )
-    return rows
+    budgets = np.repeat(_BUDGETS, _SPLITS)
+    learns = np.zeros((len(budgets), n), np.bool_)
+    for copy in range(len(budgets)):
+        learns[copy, random.permutation(n)[: n // 2]] = True
+    group = np.where(learns, 1, 2) + 2 * np.arange(len(budgets))[:, None]
+    make = _configured(floor_tokens=0.0, floor_usd=0.0, floor_quantile=0.0)
+    fleet = _Fleet(make(), np.tile(tokens, (len(budgets), 1)), group=group.ravel().astype(np.uint64), daily=False)
+    for day in range(0, tokens.shape[1], DAY):
+        seen = FleetFigures("", fleet.sketch())
+        names = seen.groups("day_scores")
+        thresholds = {}
+        for copy, budget in enumerate(budgets.tolist()):
+            threshold = seen.exceeded_by(names.get(2 * copy + 1, ""), budget)
+            if threshold is not None:
+                thresholds[2 * copy + 1] = thresholds[2 * copy + 2] = threshold
+        fleet.calibrate(_figures(thresholds))
+        fleet.run(day, day + DAY)
+        told((day + DAY) / tokens.shape[1])
+    alarms = np.array([row for row, minute in fleet.told.alarms() if minute >= WARM_UP], np.int64)
+    known = learns.ravel()[alarms]
+    days = (tokens.shape[1] - WARM_UP) / DAY
+    return [
+        Row(
+            "runaway",
+            f"budget of 1 alarm per {1 / budget:.0f} agent-days, {who}",
+            "runaway",
+            false_alarms=int(own.sum()),
+            agent_days=float(clients.sum() * days),
+            figures={"stated": float(budget), "realised": float(own.sum() / (clients.sum() * days))},
+            notes=f"days 6 to 14 of {_SPLITS} random halves of {n} clients; each day's threshold is from days before",
+        )
+        for budget in _BUDGETS
+        for who, inside in (("later days of agents learnt from", True), ("agents never seen", False))
+        for own in [(budgets[alarms // n] == budget) & (known == inside)]
+        for clients in [learns[budgets == budget] == inside]
+    ]
