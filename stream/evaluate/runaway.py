@@ -113,7 +113,6 @@ def _batch(names: Sequence[str], row: Ints, minute: Ints, tokens: Floats, totals
     columns["event_id"] = [f"{i}-{at}" for i, at in zip(row.tolist(), minute.tolist(), strict=True)]
     columns["ts"] = START + 60.0 * minute + 59.0
     columns["tokens"] = used = np.round(tokens * 1000).astype(np.int64)
-    columns["input"] = used // 1000
     columns["group"] = group[row]
     life = np.empty(n, np.int64)
     for own in np.split(order := np.argsort(row, kind="stable"), np.flatnonzero(np.diff(row[order])) + 1):

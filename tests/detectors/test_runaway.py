@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +16,9 @@ from batches import START, Event, batch_of, every, find, used, verdicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.base import FleetFigures, LogGrid
-from detectors.runaway import FAST_S, SLOW_S, Runaway, RunawayConfig
+from detectors.base import FleetFigures, LogGrid, ScoreGrid, StateError, group_figure
+from detectors.expansion import BLOCK, FAST_S, LAG, LULLS, lull_now
+from detectors.runaway import Runaway, RunawayConfig
 from detectors.types import Finding
 
 HOUR, DAY = 60, 1440
@@ -41,69 +44,105 @@ def minutes_of(found: Iterable[Finding], since: int = 0) -> list[int]:
 
 
 class Reference:
-    """Sums and learned maxima of an agent that never fires, one event at a time."""
+    """Statistics of an agent that never fires, one event at a time and from all its events."""
 
     def __init__(self, memory_s: float = RunawayConfig().memory_s) -> None:
         self.fade = math.log(2) * 60 / memory_s
         self.events: list[tuple[float, float]] = []
+        self.use: Counter[int] = Counter()
         self.now = -math.inf
-        self.minute: int | None = None
-        self.peaks: dict[float, float] = {}
-        self.highs: dict[float, float] = {FAST_S: -math.inf, SLOW_S: -math.inf}
+        self.minute = self.born = -1
+        self.high = self.lull_high = -math.inf
+        self.fresh: dict[int, float] = {}
+        self.fresh_lull: dict[int, float] = {}
 
-    def sum(self, tau: float) -> float:
+    def burst(self) -> float:
         """An event counts as much as it has faded, in whatever order they came."""
-        return math.fsum(tokens * math.exp(-(self.now - ts) / tau) for ts, tokens in self.events)
+        return math.fsum(tokens * math.exp(-(self.now - ts) / FAST_S) for ts, tokens in self.events)
+
+    def lull(self, last: int) -> float:
+        """ln of the lowest two-minute mean of this block up to minute `last` and of the five blocks before it."""
+        first = (self.minute // BLOCK - LULLS + 1) * BLOCK
+        if first // BLOCK <= self.born // BLOCK:
+            return 0.0
+        means = [(self.use[minute] + self.use[minute - 1]) / 2 for minute in range(first, last + 1)]
+        return math.log1p(min(means, default=0.0))
 
     def add(self, ts: float, tokens: float) -> None:
         minute = math.floor(ts / 60)
-        if self.minute is None:
-            self.minute = minute
+        if self.minute < 0:
+            self.minute = self.born = minute
         if minute > self.minute:
-            for tau, peak in self.peaks.items():
-                self.highs[tau] = max(self.highs[tau] - self.fade * (minute - self.minute), math.log(peak))
-            self.minute, self.peaks = minute, {}
-        self.events.append((ts, tokens))
+            block = self.minute // BLOCK
+            self.fresh_lull[block] = max(self.fresh_lull.get(block, -math.inf), self.lull(self.minute))
+            gap, self.minute = minute - self.minute, minute
+            for name, waiting in (("high", self.fresh), ("lull_high", self.fresh_lull)):
+                learnt = [waiting.pop(old) for old in list(waiting) if old <= minute // BLOCK - LAG]
+                setattr(self, name, max([getattr(self, name), *learnt]) - self.fade * gap)
         self.now = max(self.now, ts)
-        self.peaks = {tau: max(self.peaks.get(tau, 0.0), self.sum(tau)) for tau in (FAST_S, SLOW_S)}
+        self.events.append((ts, tokens))
+        self.use[self.minute] += tokens  # type: ignore[assignment]
+        block = self.minute // BLOCK
+        self.fresh[block] = max(self.fresh.get(block, -math.inf), math.log(self.burst()))
 
-    def score_of(self, ts: float, tokens: float) -> float:
-        """The score if this were the next event, in a later minute."""
-        then = Reference()
-        then.events, then.highs, then.minute, then.peaks = list(self.events), dict(self.highs), self.minute, self.peaks
-        then.fade = self.fade
+    def score_of(self, ts: float, tokens: float, usual: float) -> float:
+        """The score if this were the next event, in a later minute; `usual` is the mean ln of active minutes."""
+        then = copy.deepcopy(self)
         then.add(ts, tokens)
-        return sum(max(0.0, math.log(then.sum(tau)) - then.highs[tau]) for tau in (FAST_S, SLOW_S))
+        burst = max(0.0, math.log(then.burst()) - then.high)
+        return burst + max(0.0, then.lull(then.minute) - max(then.lull_high, usual))
 
 
 # --------------------------------------------------------------------------------------- the range
 
 
-@pytest.mark.parametrize(("severity", "threshold"), [("warning", 0.72), ("critical", 1.6)])
+@pytest.mark.parametrize(("severity", "threshold"), [("warning", 0.9), ("critical", 2.5)])
 def test_it_fires_beyond_the_threshold(severity: str, threshold: float) -> None:
     history = per_minute(steady(90))
     reference = Reference()
     for event in history:
         reference.add(event.ts, event.tokens / 1000)
+    usual = float(np.mean(np.log1p([event.tokens / 1000 for event in history])))
     at = history[-1].ts + 60
     low, high = 1.0, 1e9
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if reference.score_of(at, middle) < threshold else (low, middle)
+        low, high = (middle, high) if reference.score_of(at, middle, usual) < threshold else (low, middle)
 
-    below = find(Runaway, [*history, replace(used(low * (1 - 1e-6)), ts=at)], **QUICK)
-    above = find(Runaway, [*history, replace(used(high * (1 + 1e-6)), ts=at)], **QUICK)
+    below = find(Runaway, [*history, replace(used(low * (1 - 1e-4)), ts=at)], **QUICK)
+    above = find(Runaway, [*history, replace(used(high * (1 + 1e-4)), ts=at)], **QUICK)
     assert severity not in [finding.severity for finding in below]
     assert verdicts(above) == [("range", severity, 90)]
     assert above[0].evidence["nats"] == pytest.approx(threshold, abs=1e-3)
-    assert above[0].score == pytest.approx(1 - math.exp(0.72 - threshold), abs=1e-4)
+    assert above[0].score == pytest.approx(0.0, abs=1e-3)
 
 
 def test_a_burst_is_seen_with_the_default_settings_after_a_day() -> None:
-    events = per_minute(steady(DAY + 10) + [400_000] * 3)
+    events = per_minute(steady(DAY + 10) + [600_000] * 3)
     found = find(Runaway, events)
-    assert verdicts(found) == [("range", "critical", DAY + 10 + i) for i in range(3)]
     assert minutes_of(found, since=DAY + 10) == [0, 1, 2]
+    assert {finding.severity for finding in found} == {"critical"} or found[0].severity == "warning"
+
+
+def test_what_never_pauses_is_seen_below_the_highest_burst() -> None:
+    """Bursts of 12 times the usual use, with lulls between them, are everyday; half of that without a lull is not."""
+    bursty = [240_000.0 if minute % 10 < 3 else 20_000.0 for minute in range(5 * HOUR)]
+    assert find(Runaway, per_minute(bursty), **QUICK) == []
+    found = find(Runaway, per_minute([*bursty, *[120_000.0] * 45]), **QUICK)
+    assert found != []
+    assert {finding.rule for finding in found} == {"no_lull"}
+    # With 25 to 30 minutes of lulls remembered, the last everyday lull is forgotten by then.
+    assert 25 <= minutes_of(found, since=5 * HOUR)[0] <= 31
+    assert found[0].unit == "effective tokens per min, for 25 min without a lull"
+    assert found[0].observed == pytest.approx(120_000, rel=1e-3)
+
+
+def test_a_slow_rise_is_measured_from_where_it_began() -> None:
+    """Every minute is a tenth above the one before: never far above a minute ago, soon far above a quarter of an hour."""
+    rise = [20_000 * 1.1**minute for minute in range(1, 40)]
+    found = find(Runaway, per_minute([*[20_000.0] * 120, *rise]), **QUICK)
+    assert found != []
+    assert minutes_of(found, since=120)[0] <= 20
 
 
 @given(
@@ -115,7 +154,7 @@ def test_a_burst_is_seen_with_the_default_settings_after_a_day() -> None:
     st.floats(600, 1e6),
 )
 @settings(max_examples=200)
-def test_sums_and_learned_maxima_are_as_defined(steps: list[tuple[float, float, int]], memory_s: float) -> None:
+def test_statistics_are_as_defined(steps: list[tuple[float, float, int]], memory_s: float) -> None:
     reference, events, at = Reference(memory_s), [], START
     for gap, delay, tokens in steps:
         at += gap
@@ -124,9 +163,27 @@ def test_sums_and_learned_maxima_are_as_defined(steps: list[tuple[float, float, 
     detector = Runaway(RunawayConfig(memory_s=memory_s))
     assert list(detector.update(batch_of(events))) == []
     table = detector.tables["agents"]
-    found = [float(table[name][0]) for name in ("fast", "slow", "fast_high", "slow_high")]
-    expected = [reference.sum(FAST_S), reference.sum(SLOW_S), reference.highs[FAST_S], reference.highs[SLOW_S]]
-    assert found == pytest.approx(expected, rel=1e-9)
+    found = [float(table[name][0, 0]) for name in ("fast", "high", "lull_high")]
+    assert found == pytest.approx([reference.burst(), reference.high, reference.lull_high], rel=1e-4, abs=1e-4)
+    assert lull_now(table, np.array([0]))[0, 0] == pytest.approx(reference.lull(reference.minute), abs=1e-4)
+
+
+# ----------------------------------------------------------------------------------------- dollars
+
+
+def test_a_pricier_model_is_seen_at_an_unchanged_token_rate() -> None:
+    events = [replace(event, cost=300_000_000) for event in per_minute([20_000.0] * 100)]
+    dearer = [replace(event, cost=9_000_000_000) for event in per_minute([20_000.0] * 5, after=100)]
+    found = find(Runaway, [*events, *dearer], **QUICK)
+    assert [finding.unit for finding in found] == ["dollars per 5 min"] * 5
+    assert found[0].observed == pytest.approx(9 + 0.3 / (1 - math.exp(-60 / FAST_S)), rel=0.1)
+    assert "its usual dollars" in found[0].reason
+
+
+def test_cheap_dollars_wake_nobody() -> None:
+    events = [replace(event, tokens=0, cost=10_000) for event in per_minute([1.0] * 100)]
+    dearer = [replace(event, tokens=0, cost=20_000_000) for event in per_minute([1.0] * 5, after=100)]
+    assert find(Runaway, [*events, *dearer], **QUICK) == []
 
 
 # ------------------------------------------------------------------------------------- it is quiet
