@@ -48,6 +48,8 @@ STATES = ("warming up", "young", "ready")
 """What is known of an agent: no range of its own yet; one that the cold-start rule guards; one of its own."""
 
 _DAY = 1440
+_CLEARLY = 0.1
+"""Nats by which dollars must say more than tokens."""
 
 
 class RunawayConfig(DetectorConfig):
@@ -88,7 +90,7 @@ class RunawayConfig(DetectorConfig):
     critical: float = setting(
         2.5,
         unit="nats",
-        why="The same: critical.",
+        why="The same: critical; and the least that is, however calm the fleet's record.",
         source="one false alarm per 100 agent-days on the same clients",
         gt=0,
     )
@@ -322,7 +324,7 @@ def fleet_of(config: RunawayConfig, figures: FleetFigures) -> Fleet:
         if warning is None:
             return None
         critical = figures.exceeded_by(figure, config.critical_per_agent_day)
-        return warning, max(warning, config.critical if critical is None else critical)
+        return warning, max(warning, critical or 0.0, config.critical)
 
     fleet = thresholds("day_scores")
     own = {group: thresholds(name) for group, name in figures.groups("day_scores").items()}
@@ -652,9 +654,10 @@ class Runaway(Detector):
         rows, day, group = rows[changed], day[changed], group[changed]
         if not len(rows):
             return
-        # A day that began while the agent was young, or in alarm, is none of the days alarms are budgeted for.
+        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
         was = table["day"][rows].astype(np.int64)
-        counts = (was >= 0) & (self._states(rows, was * _DAY) == 2) & ~(table["since"][rows] < was * 86400.0)
+        counts = (was >= 0) & (self._states(rows, table["minute"][rows]) == 2)
+        counts &= ~(table["since"][rows] < was * 86400.0)
         self._day_scores.add(group[counts], was[counts], ScoreGrid.index(table["day_score"][rows[counts]]))
         alarmed = np.flatnonzero((was >= 0) & (table["day_excess"][rows] >= 0))
         excess = table["day_excess"][rows[alarmed]].astype(np.float64)
@@ -718,7 +721,8 @@ class Runaway(Detector):
 
     def _finding(self, batch: EventBatch, i: int, row: int, verdict: _Verdict) -> Finding:
         entity, table, fleet = batch.entities[self.spec.scope], self._table, self._fleet
-        unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() else TOKENS
+        # Where both say the same, tokens are what the next person can check.
+        unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() + _CLEARLY else TOKENS
         scale, of = ((1.0, "effective tokens"), (1e-6, "dollars"))[unit]
         now, since, news = (float(table[name][row]) for name in ("ts", "since", "result_ts"))
         usual = max(1.0, STEADY * math.expm1(table["usual"][row, unit]))
