@@ -18,7 +18,7 @@ import numpy as np
 
 from detectors.base import Detector, FleetFigures, LogGrid, ScoreGrid, group_figure
 from detectors.checks import Event, batch_of
-from detectors.expansion import FAST_S
+from detectors.expansion import FAST_S, TOKENS
 from detectors.runaway import Runaway, RunawayConfig
 from detectors.types import Entity, EventBatch, Floats, Hashes, Ints, Kind, Scope
 from stream import calibration
@@ -39,6 +39,8 @@ _USD_PER_TOKEN = 3e-6
 _CHUNK = 240
 """Minutes of all clients in one batch."""
 _ONE_PER_MONTH = 1 / 30
+_BEFORE, _AFTER = 12 * 60, 120
+"""Minutes that pictures show before and after a fault."""
 
 
 # -------------------------------------------------------------------------------------- the faults
@@ -297,7 +299,41 @@ class RunawayFamily:
         return rows
 
     def plots(self, folder: Path) -> Iterator[Plot]:
-        yield from ()
+        tokens = _read(folder)
+        # The first fault of each kind, each on a client of its own where there are enough.
+        chosen: list[_Fault] = []
+        for kind in _KINDS:
+            of_kind = [fault for fault in _faults(tokens) if fault.kind == kind]
+            taken = {fault.client for fault in chosen}
+            chosen.append(next((fault for fault in of_kind if fault.client not in taken), of_kind[0]))
+        laid = tokens[[fault.client for fault in chosen]]
+        for row, fault in enumerate(chosen):
+            laid[row, fault.start : fault.start + len(fault.added)] += fault.added
+        detector = Runaway(RunawayConfig())
+        fleet = _Fleet({"runaway": detector}, laid, daily=False)
+        table = detector.tables["agents"]
+        rows = np.arange(len(chosen))
+        detector.reserve(len(chosen))
+        sums, highest = np.zeros(laid.shape), np.zeros(laid.shape)
+        for minute in range(max(fault.start + len(fault.added) for fault in chosen) + _AFTER):
+            fleet.run(minute, minute + 1)
+            silent = (minute + 1) * 60 + START - table["ts"][rows]
+            sums[:, minute] = table["fast"][rows, TOKENS] * np.exp(-np.maximum(silent, 0) / FAST_S)
+            highest[:, minute] = np.exp(table["high"][rows, TOKENS])
+        told = fleet.told.alarms()
+        for row, fault in enumerate(chosen):
+            begin, end = max(0, fault.start - _BEFORE), min(laid.shape[1], fault.start + len(fault.added) + _AFTER)
+            minutes = np.arange(begin, end)
+            yield Plot(
+                name=fault.kind,
+                title=f"{fault.kind} on top of client {fault.client}",
+                ts=(START + 60.0 * minutes).tolist(),
+                value=sums[row, begin:end].tolist(),
+                unit="effective tokens, decayed 5-minute sum",
+                band=(np.zeros(len(minutes)).tolist(), highest[row, begin:end].tolist()),
+                events=[(START + 60.0 * fault.start, START + 60.0 * (fault.start + len(fault.added)))],
+                alarms=[START + 60.0 * minute for own, minute in told if own == row and begin <= minute < end],
+            )
 
 
 def _part(progress: Progress, at: int, steps: int, size: int = 1) -> Progress:
