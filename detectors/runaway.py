@@ -88,10 +88,10 @@ class RunawayConfig(DetectorConfig):
         gt=0,
     )
     critical: float = setting(
-        2.5,
+        1.6,
         unit="nats",
         why="The same: critical; and the least that is, however calm the fleet's record.",
-        source="one false alarm per 100 agent-days on the same clients",
+        source="about five times the range; one false alarm per 55 agent-days on the same clients",
         gt=0,
     )
     budget_days: int = setting(
@@ -366,7 +366,7 @@ class Runaway(Detector):
     `detectors/expansion.py` has the details.
 
     Fires when: the score passes the threshold that one false alarm per 30 agent-days (critical: 100) leaves by
-        the last week's daily maxima of the agent's group, or of the fleet (0.9 and 2.5 nats until they are
+        the last week's daily maxima of the agent's group, or of the fleet (0.9 and 1.6 nats until they are
         known), and S passes the impact floor; in an agent's first 4 days and 1,440 active minutes: S is also
         beyond the 0.8-quantile of the fleet's maxima (warning only).
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
@@ -524,11 +524,13 @@ class Runaway(Detector):
         table["ts"][rows] = now = np.maximum(ts, last)
         table["open_use"][rows] += used
 
-        parts, lull = self._parts(rows, fast)
+        lull = lull_now(table, rows)
+        burst, lasts = self._parts(rows, fast, lull)
         states = self._states(rows, table["minute"][rows])
         material = fast >= fleet.floors
         material[states == 1] &= fast[states == 1, :1] >= fleet.cold
-        score = np.where(material, parts.sum(2), 0.0).max(1)
+        by_unit = np.where(material, burst + lasts, 0.0)
+        score = np.maximum(by_unit[:, TOKENS], by_unit[:, MONEY])
         # An agent without a range of its own is held against the fleet alone, and generously.
         new = states == 0
         new_limit = max(config.new_tokens, fleet.cold)
@@ -537,7 +539,8 @@ class Runaway(Detector):
         warning = np.where(new, 0.0, warning)
         # After a burst the sum stays high for a while: only who still burns is worth a word.
         recent = np.maximum(table["open_use"][rows], table["last_use"][rows])
-        burning = (recent >= config.still_burning * 60 / FAST_S * fast).any(1)
+        still = recent >= config.still_burning * 60 / FAST_S * fast
+        burning = still[:, TOKENS] | still[:, MONEY]
         over = (score > warning) & burning
         level = np.where(over, 1 + ((score > critical) & (states == 2)), 0)
 
@@ -576,7 +579,7 @@ class Runaway(Detector):
                         score=float(score[k]),
                         threshold=float((warning, critical)[int(level[k]) - 1][k]),
                         state=int(states[k]),
-                        parts=parts[k],
+                        parts=np.stack([burst[k], lasts[k]], 1),
                         lull=lull[k],
                         excess_usd=float(excess[k]),
                         budgeted=bool(states[k] and budgeted[k]),
@@ -586,17 +589,17 @@ class Runaway(Detector):
             for k in np.flatnonzero(speak)
         ]
 
-    def _parts(self, rows: Ints, fast: Floats) -> tuple[Floats, Any]:
-        """(k, UNITS, 2) how far S and L are above their highest; (k, UNITS) ln L."""
+    def _parts(self, rows: Ints, fast: Floats, lull: Any) -> tuple[Any, Any]:
+        """(k, UNITS) how far S and (k, UNITS) how far L are above their highest; 0 where nothing is known."""
         table = self._table
-        lull = lull_now(table, rows)
+        high = table["high"][rows]
+        known = np.isfinite(high)
         with np.errstate(divide="ignore", invalid="ignore"):
-            burst = np.log(fast) - table["high"][rows]
+            burst = np.log(fast) - high
             lasts = lull - np.maximum(table["lull_high"][rows], table["usual"][rows])
-        known = np.isfinite(table["high"][rows])
-        return np.where(known[:, :, None], np.maximum(np.stack([burst, lasts], 2), 0.0), 0.0), lull
+        return np.where(known, np.maximum(burst, 0.0), 0.0), np.where(known, np.maximum(lasts, 0.0), 0.0)
 
-    def _collect(self, rows: Ints, fast: Floats, lull: Floats, firing: NDArray[np.bool_]) -> None:
+    def _collect(self, rows: Ints, fast: Floats, lull: Any, firing: NDArray[np.bool_]) -> None:
         """Keeps the highest values of the open block, or of the alarm."""
         table = self._table
         with np.errstate(divide="ignore"):

@@ -445,7 +445,7 @@ def _at_rate(
 ) -> tuple[_Fleet, _Caught, float]:
     """The score alone, with the threshold at which it raises one false alarm per 30 agent-days."""
     threshold = _threshold_for(_ONE_PER_MONTH, tokens, lambda share: told(share / 2), **settings)
-    make = _configured(warning=threshold, critical=max(threshold, 2.5), budget_days=10**9, **settings)
+    make = _configured(warning=threshold, critical=max(threshold, 1.6), budget_days=10**9, **settings)
     fleet, caught = _lay(make, tokens, faults, daily=False, told=lambda share: told(0.5 + share / 2))
     return fleet, caught, threshold
 

@@ -100,7 +100,7 @@ class Reference:
 # --------------------------------------------------------------------------------------- the range
 
 
-@pytest.mark.parametrize(("severity", "threshold"), [("warning", 0.9), ("critical", 2.5)])
+@pytest.mark.parametrize(("severity", "threshold"), [("warning", 0.9), ("critical", 1.6)])
 def test_it_fires_beyond_the_threshold(severity: str, threshold: float) -> None:
     history = per_minute(steady(90))
     reference = Reference()
