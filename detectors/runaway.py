@@ -369,14 +369,17 @@ class Runaway(Detector):
         the last week's daily maxima of the agent's group, or of the fleet (0.9 and 1.6 nats until they are
         known), and S passes the impact floor; in an agent's first 4 days and 1,440 active minutes: S is also
         beyond the 0.8-quantile of the fleet's maxima (warning only).
+        Beside the rate (`detectors/limits.py`): five calls in half an hour read three times what any call of
+        earlier days did; calls and tokens since the last outcome are three times the most that one took; a
+        budget per clock hour, where one is set, is used up.
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
         within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
         costlier ones. Unusual hours at a usual rate are invisible.
     Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
-    State: per agent sums, lulls, learned maxima, the alarm, 48 window levels (about 615 bytes); per partition
-        histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing while it fires,
-        and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window levels decides
-        whether the level has moved for good; a new agent's level is taken as it is.
+    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 585 bytes);
+        per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
+        while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
+        levels decides whether the level has moved for good; a new agent's level is taken as it is.
     Source: range statistic, daily block maxima and cold-start rule as measured on 185 production clients; the
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
