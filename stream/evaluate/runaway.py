@@ -286,6 +286,10 @@ class RunawayFamily:
     def rows(self, folder: Path, contenders: Sequence[Contender], progress: Progress) -> list[Row]:
         tokens = _read(folder)
         faults = _faults(tokens)
+        # Clients are agents without runs or trees: other detectors of the product have nothing to look at.
+        contenders = [
+            c for c in contenders if c.baseline or any(d.spec.scope is Scope.AGENT for d in c.make().values())
+        ]
         rows: list[Row] = []
         steps = len(contenders) + 10
         for i, contender in enumerate(contenders):
