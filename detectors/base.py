@@ -276,20 +276,53 @@ class Detector(ABC):
 class FleetFigures:
     """Histograms over the whole fleet, merged from all partitions, under a version.
 
-    `counts` maps a figure's name to its histogram on the grid of `LogGrid`.
+    `counts` maps a figure's name to its histogram, on the grid that its reader knows it to be on: sums and
+    costs on `LogGrid`, scores on `ScoreGrid`. A figure that is kept per group of agents has one histogram
+    for each, under `group_figure`.
     """
 
     version: str = "none"
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def quantile(self, figure: str, q: float, at_least: int = 1) -> float | None:
-        """The q-quantile of a figure, or None where fewer than `at_least` values are known."""
-        counts = np.asarray(self.counts.get(figure, ()), np.int64)
+        """The q-quantile of a figure on `LogGrid`, or None where fewer than `at_least` values are known."""
+        counts = self._of(figure)
         total = int(counts.sum())
         if total < max(1, at_least):
             return None
         # Rank 1 at least: the smallest value rather than an empty bin below it.
         return LogGrid.value(int(np.searchsorted(np.cumsum(counts), max(1.0, q * total))))
+
+    def total(self, figure: str) -> int:
+        """How many values a figure holds."""
+        return int(self._of(figure).sum())
+
+    def exceeded_by(self, figure: str, share: float) -> float | None:
+        """A score that a new value of a figure on `ScoreGrid` exceeds with a probability of at most `share`.
+
+        It is the k-th largest of the n known values, k = floor(share * (n + 1)), rounded up to the grid:
+        if old and new values are exchangeable, a new one is among the k largest with probability
+        k / (n + 1). None where n is too small to say (k = 0).
+        """
+        counts = self._of(figure)
+        k = math.floor(share * (int(counts.sum()) + 1) + 1e-9)
+        if k < 1:
+            return None
+        above = np.cumsum(counts[::-1])[::-1]
+        return ScoreGrid.upper(int(np.flatnonzero(above >= k)[-1]))
+
+    def groups(self, figure: str) -> dict[int, str]:
+        """Groups of agents that have this figure -> the name it has for them."""
+        head = f"{figure}/"
+        return {int(name[len(head) :], 16): name for name in self.counts if name.startswith(head)}
+
+    def _of(self, figure: str) -> Ints:
+        return np.asarray(self.counts.get(figure, ()), np.int64)
+
+
+def group_figure(figure: str, group: int) -> str:
+    """The name that a figure has for one group of agents."""
+    return f"{figure}/{group:016x}"
 
 
 class LogGrid:
@@ -311,6 +344,27 @@ class LogGrid:
     def value(cls, index: int) -> float:
         """The middle of a bin."""
         return float(np.exp((index + 0.5) * cls.STEP))
+
+
+class ScoreGrid:
+    """A fixed grid for mergeable histograms of scores in nats: bins of 0.01 from 0 to 6.
+
+    The first bin holds 0 alone, so "nothing unusual" stays apart from the smallest score; the last one
+    holds everything beyond (6 nats is a factor of 400).
+    """
+
+    STEP = 0.01
+    BINS = 600
+
+    @classmethod
+    def index(cls, scores: Floats) -> Ints:
+        """(n,) bins of (n,) scores."""
+        return np.minimum(np.ceil(np.maximum(scores, 0.0) / cls.STEP), cls.BINS - 1).astype(np.int64)
+
+    @classmethod
+    def upper(cls, index: int) -> float:
+        """The largest score of a bin; of the last bin, the smallest."""
+        return float(min(index, cls.BINS - 2) * cls.STEP)
 
 
 _registry: dict[str, type[Detector]] = {}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from river import drift
 
 from detectors.base import (
@@ -15,20 +18,22 @@ from detectors.base import (
     DetectorConfig,
     FleetFigures,
     LogGrid,
+    ScoreGrid,
     Spec,
+    StateError,
     Table,
+    group_figure,
     pace,
     register,
     setting,
     severity_of,
 )
+from detectors.day_maxima import DayMaxima
+from detectors.expansion import FAST_S, FIELDS, MONEY, STEADY, TOKENS, UNITS, close_minutes, keep_fresh, lull_now
+from detectors.limits import Excess, LimitSettings
+from detectors.limits import Limits as Rules
 from detectors.rounds import rounds
-from detectors.types import EventBatch, Finding, Floats, Ints, Scope
-
-FAST_S, SLOW_S = 300.0, 1800.0
-"""Time constants of the two decayed sums. Measured on 185 production clients: the sum of the range
-statistics of a 5-minute and a 30-minute sum found more injected faults (mean recall 0.52 at one false
-alarm per agent-month) than any of about 55 statistics tried."""
+from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 WINDOW_S = 1800.0
 """Length of the windows whose levels the drift detector sees."""
@@ -36,23 +41,65 @@ WINDOW_S = 1800.0
 WINDOWS = 48
 """Windows remembered per agent: a day of activity."""
 
+RESULTS = 4
+"""Tool results remembered per agent, to know a new one."""
+
+STATES = ("warming up", "young", "ready")
+"""What is known of an agent: no range of its own yet; one that the cold-start rule guards; one of its own."""
+
+_DAY = 1440
+_CLEARLY = 0.1
+"""Nats by which dollars must say more than tokens."""
+
 
 class RunawayConfig(DetectorConfig):
     """The thresholds of the runaway score."""
 
+    budget_per_agent_day: float = setting(
+        1 / 30,
+        unit="alarms per agent-day",
+        why="How many false alarms per agent and day are allowed: the fleet's own record of the last week sets the "
+        "threshold of the score accordingly, per group of agents.",
+        source="one per agent and month",
+        gt=0,
+        lt=1,
+    )
+    critical_per_agent_day: float = setting(
+        1 / 100,
+        unit="alarms per agent-day",
+        why="The same for critical alarms.",
+        source="a third of the warnings; rarer rates are not resolved by 558 agent-days of production clients",
+        gt=0,
+        lt=1,
+    )
+    alarms_per_day: float = setting(
+        20.0,
+        unit="alarms per day",
+        why="How many alarms the whole fleet may raise: where the agents' budgets add up to more, only those with "
+        "the largest excess cost pass.",
+        source="what one team can look at in a day",
+        gt=0,
+    )
     warning: float = setting(
-        0.72,
+        0.9,
         unit="nats",
-        why="How far the decayed sums are above the agent's own learned range, fast and slow added: warning.",
-        source="one false alarm per 100 agent-days on 62 production clients (ServeGen, days 6 to 14)",
+        why="Threshold of the score while the fleet's record is too short for its budget: warning.",
+        source="one false alarm per 30 agent-days on 62 production clients (ServeGen, days 6 to 14)",
         gt=0,
     )
     critical: float = setting(
         1.6,
         unit="nats",
-        why="The same: critical.",
-        source="about five times the learned range; twice the warning and more",
+        why="The same: critical; and the least that is, however calm the fleet's record.",
+        source="about five times the range; one false alarm per 55 agent-days on the same clients",
         gt=0,
+    )
+    budget_days: int = setting(
+        120,
+        unit="agent-days",
+        why="A group of agents has a threshold of its own, and the fleet has one, from so many agent-days on.",
+        source="the threshold is the fourth largest of 120 daily maxima at one alarm per 30 agent-days",
+        ge=1,
     )
     new_tokens: float = setting(
         10_000_000.0,
@@ -64,8 +111,8 @@ class RunawayConfig(DetectorConfig):
     still_burning: float = setting(
         0.5,
         unit="times",
-        why="The fast sum's rate must be this part of the slow sum's, or the burst is over.",
-        source="half: the rate of the last 5 minutes against that of the last 30",
+        why="The use of this minute or the last must be this part of the 5-minute rate, or the burst is over.",
+        source="half: bursts end within two minutes, and a decayed sum takes ten to say so",
         ge=0,
     )
     floor_tokens: float = setting(
@@ -75,10 +122,17 @@ class RunawayConfig(DetectorConfig):
         source="about $0.15 per 5 minutes at $3 per million tokens, $43 if it lasts a day",
         ge=0,
     )
+    floor_usd: float = setting(
+        0.15,
+        unit="dollars per 5 min",
+        why="The same for its dollars.",
+        source="as floor_tokens, at $3 per million tokens",
+        ge=0,
+    )
     floor_quantile: float = setting(
         0.9,
         unit="quantile",
-        why="The floor is at least this quantile of the fleet's active 5-minute sums, "
+        why="The floors are at least this quantile of the fleet's active 5-minute sums, "
         "once the fleet's figures are known.",
         source="an impact floor at q90 halved the false alarms of the score (0.032 to 0.019 per agent-day)",
         ge=0,
@@ -94,10 +148,17 @@ class RunawayConfig(DetectorConfig):
     cold_minutes: int = setting(
         1440,
         unit="active minutes",
-        why="Until then the cold-start rule holds: beyond the own range and "
+        why="Until then, or until cold_days have passed, the cold-start rule holds: beyond the own range and "
         "beyond the fleet's, and never more than a warning.",
         source="records of a young history are cheap: false alarms fall from 0.73 to 0.05 per agent on day 1",
         ge=1,
+    )
+    cold_days: float = setting(
+        4.0,
+        unit="days",
+        why="So long after its first event even an agent that is seldom active has a range of its own.",
+        source="the n-th day is a record with probability 1/n: the clients' false alarms reached their level on day 4",
+        gt=0,
     )
     cold_quantile: float = setting(
         0.8,
@@ -120,6 +181,14 @@ class RunawayConfig(DetectorConfig):
         why="Half-life of the learned range.",
         source="7-day half-life of the measured range statistic: a weekly peak is remembered",
         gt=0,
+    )
+    habit: float = setting(
+        4.0,
+        unit="times",
+        why="An alarm that has ended widens the range by this factor at most.",
+        source="a burst of ten times the range is reported twice before it counts as usual; at a factor of 1 the "
+        "bursts that production clients repeat took twice the budget",
+        ge=1,
     )
     calm_s: float = setting(
         3600.0,
@@ -157,30 +226,165 @@ class RunawayConfig(DetectorConfig):
         source="equal to calm_s",
         gt=0,
     )
+    context_times: float = setting(
+        3.0,
+        unit="times",
+        why="A call's input beyond the largest of earlier days by this factor is a context that has grown.",
+        source="runs that compact their context stay within a factor of two of each other",
+        gt=1,
+    )
+    context_calls: float = setting(
+        5.0,
+        unit="calls in half an hour",
+        why="So many such calls: warning; five times as many: critical.",
+        source="a single large document is read in one or two calls",
+        ge=1,
+    )
+    context_floor: float = setting(
+        20_000.0,
+        unit="input tokens per call",
+        why="Smaller contexts are left alone.",
+        source="$0.06 per call at $3 per million",
+        ge=0,
+    )
+    outcome_times: float = setting(
+        3.0,
+        unit="times",
+        why="Calls and effective tokens since the last outcome, over the most that one took before: warning; three "
+        "times as much: critical. Only for agents that report outcomes.",
+        source="one in n tasks is the costliest of n; three times the costliest is none of them",
+        gt=1,
+    )
+    outcome_history: int = setting(
+        10,
+        unit="outcomes",
+        why="Outcomes until it is known what one takes.",
+        source="the costliest of ten is passed by one in ten, three times as much by far fewer",
+        ge=2,
+    )
+    outcome_floor: float = setting(
+        1_000_000.0,
+        unit="effective tokens",
+        why="Less than this without an outcome is left alone.",
+        source="$3 at $3 per million",
+        ge=0,
+    )
+    hour_usd: float = setting(
+        0.0,
+        unit="dollars per agent and clock hour",
+        why="Hard budget: critical beyond it, whatever is usual; 0: none.",
+        source="off: only its owner knows it",
+        ge=0,
+    )
+    usd_per_million: float = setting(
+        3.0,
+        unit="dollars per million effective tokens",
+        why="What effective tokens count for where an agent's dollars are not known.",
+        source="list price of common models",
+        gt=0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the fleet's figures make of the settings."""
+
+    version: str
+    groups: Hashes
+    """Groups with thresholds of their own, ascending."""
+    warning: Floats
+    """Of each of them, and at the end of everybody else."""
+    critical: Floats
+    known: bool
+    """Everybody else's thresholds rest on the fleet's record, too; else they are the settings."""
+    floors: Floats
+    """(UNITS,) impact floors."""
+    cold: float
+    """What an agent must pass in its first days, effective tokens per 5 min."""
+    excess_usd: float
+    """Excess cost that the fleet's budget of alarms asks for."""
+
+    def thresholds(self, group: Hashes) -> tuple[Floats, Floats, Bools]:
+        """(k,) warning and critical thresholds of agents of these groups (k,); whether they keep to the budget."""
+        if not len(self.groups):
+            at = np.zeros(len(group), np.int64)
+        else:
+            at = np.minimum(np.searchsorted(self.groups, group), len(self.groups) - 1)
+            at = np.where(self.groups[at] == group, at, len(self.groups))
+        return self.warning[at], self.critical[at], self.known | (at < len(self.groups))
+
+
+def fleet_of(config: RunawayConfig, figures: FleetFigures) -> Fleet:
+    """Thresholds, floors and limits that the settings come to with these figures."""
+
+    def thresholds(figure: str) -> tuple[float, float] | None:
+        if figures.total(figure) < config.budget_days:
+            return None
+        warning = figures.exceeded_by(figure, config.budget_per_agent_day)
+        if warning is None:
+            return None
+        critical = figures.exceeded_by(figure, config.critical_per_agent_day)
+        return warning, max(warning, critical or 0.0, config.critical)
+
+    fleet = thresholds("day_scores")
+    own = {group: thresholds(name) for group, name in figures.groups("day_scores").items()}
+    known = sorted((group, both) for group, both in own.items() if both is not None)
+    pairs = [both for _, both in known] + [fleet or (config.warning, config.critical)]
+
+    agents = figures.total("agent_maxima")
+    enough = agents >= config.fleet_agents
+    floors = [config.floor_tokens, config.floor_usd * 1e6]
+    if enough:
+        for unit, figure in ((TOKENS, "active_sums"), (MONEY, "active_costs")):
+            floors[unit] = max(floors[unit], figures.quantile(figure, config.floor_quantile) or 0.0)
+    cold = figures.quantile("agent_maxima", config.cold_quantile, config.fleet_agents)
+    # So many days the agent-days are of: whatever the number of partitions, they all count the same week.
+    days = figures.total("day_scores") / agents if agents else 0.0
+    candidates = figures.total("day_excess")
+    allowed = config.alarms_per_day * days
+    excess = figures.quantile("day_excess", 1 - allowed / candidates) if 0 < allowed < candidates else 0.0
+    return Fleet(
+        version=figures.version,
+        groups=np.array([group for group, _ in known], np.uint64),
+        warning=np.array([warning for warning, _ in pairs]),
+        critical=np.array([critical for _, critical in pairs]),
+        known=fleet is not None,
+        floors=np.array(floors),
+        cold=config.new_tokens if cold is None else cold,
+        excess_usd=(excess or 0.0) / 1e6,
+    )
 
 
 @register
 class Runaway(Detector):
-    """An agent uses effective tokens at a rate beyond everything in its own recent past.
+    """An agent uses effective tokens, or dollars, at a rate beyond everything in its own recent past.
 
-    Two exponentially decayed sums of effective tokens, S5 and S30 (time constants 5 and 30 minutes),
-    are compared with the highest values that earlier minutes have seen, H5 and H30, which fade with a
-    half-life of a week: score = max(0, ln S5/H5) + max(0, ln S30/H30).
+    Two statistics are compared with the highest values that earlier minutes have seen, which fade with a
+    half-life of a week: S, the exponentially decayed sum of 5 minutes (how high it bursts), and L, the lowest
+    use of any two minutes in the last 25 (how long it keeps going without a lull):
+    score = max(0, ln S/H) + max(0, ln L/H_L), in effective tokens and in dollars; the larger counts.
+    `detectors/expansion.py` has the details.
 
-    Fires when: the score passes 0.72 (1.6: critical) and S5 passes the impact floor; in an agent's first
-        1,440 active minutes: S5 is also beyond the 0.8-quantile of the fleet's maxima (warning only).
+    Fires when: the score passes the threshold that one false alarm per 30 agent-days (critical: 100) leaves by
+        the last week's daily maxima of the agent's group, or of the fleet (0.9 and 1.6 nats until they are
+        known), and S passes the impact floor; in an agent's first 4 days and 1,440 active minutes: S is also
+        beyond the 0.8-quantile of the fleet's maxima (warning only).
+        Beside the rate (`detectors/limits.py`): five calls in half an hour read three times what any call of
+        earlier days did; calls and tokens since the last outcome are three times the most that one took; a
+        budget per clock hour, where one is set, is used up.
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
-        within what the fleet does; tokens are unknown. Unusual hours at a usual rate are invisible.
-    Units: effective tokens per 5 minutes; score in nats (0.69 is a factor of two).
-    State: per agent 2 sums, 2 learned maxima, the open minute, the open half-hour window, 48 window
-        levels (about 340 bytes); fleet-wide two histograms of 600 bins. It never learns while it fires. After 6 h
-        of alarm river's ADWIN over the window levels decides whether the level has moved for good; a new
-        agent's level is taken as it is.
-    Source: range statistic and cold-start rule as measured on 185 production clients; Bifet and Gavalda
-        2007 for ADWIN.
+        within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
+        costlier ones. Unusual hours at a usual rate are invisible.
+    Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
+    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 585 bytes);
+        per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
+        while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
+        levels decides whether the level has moved for good; a new agent's level is taken as it is.
+    Source: range statistic, daily block maxima and cold-start rule as measured on 185 production clients; the
+        lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
 
-    spec: ClassVar[Spec] = Spec("runaway", version=1, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("runaway", version=2, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = RunawayConfig
 
     def __init__(self, config: RunawayConfig) -> None:
@@ -188,54 +392,93 @@ class Runaway(Detector):
         self._table = Table(
             {
                 "ts": (np.float64, -np.inf),
-                "fast": (np.float64, 0.0),
-                "slow": (np.float64, 0.0),
-                # Learned maxima, ln of effective tokens, as of the end of the last learned minute.
-                "fast_high": (np.float64, -np.inf),
-                "slow_high": (np.float64, -np.inf),
-                # The open minute: learned when it is over, so an event is never compared with itself.
-                "minute": (np.int64, -1),
-                "fast_peak": (np.float64, 0.0),
-                "slow_peak": (np.float64, 0.0),
-                "active_minutes": (np.int64, 0),
-                "usual": (np.float64, 0.0),  # mean of ln S5 over active minutes
+                **FIELDS,
+                "first_minute": (np.int32, -1),
+                # The open day, and the most that its alarms may count for in the fleet's figures.
+                "day": (np.int32, -1),
+                "day_score": (np.float32, 0.0),
+                "day_excess": (np.float32, -1.0),
                 # The open half hour, and the levels (mean ln of tokens per active minute) of those before.
-                "window_sum": (np.float64, 0.0),
-                "window_minutes": (np.int64, 0),
-                "minute_tokens": (np.float64, 0.0),
+                "window_sum": (np.float32, 0.0),
+                "window_minutes": (np.int32, 0),
                 "levels": (np.float32, np.nan, WINDOWS),
-                # The alarm.
+                # The alarm, and the highest ln S and ln L while it lasts.
                 "since": (np.float64, np.nan),
                 "since_tokens": (np.int64, 0),
                 "since_cost": (np.int64, 0),
                 "last_over": (np.float64, -np.inf),
+                "alarm_high": (np.float32, -np.inf, UNITS),
+                "alarm_lull": (np.float32, -np.inf, UNITS),
+                "results": (np.uint64, UNKNOWN, RESULTS),
+                "result_ts": (np.float64, np.nan),
                 **ALARM_FIELDS,
             }
         )
-        self.tables = {"agents": self._table}
-        self._active_sums = np.zeros(LogGrid.BINS, np.int64)
-        self._fleet = FleetFigures()
+        self._rules = Rules(LimitSettings(**{f.name: getattr(config, f.name) for f in fields(LimitSettings)}))
+        self.tables = {"agents": self._table, **self._rules.tables}
+        self._sums = np.zeros((UNITS, LogGrid.BINS), np.int64)
+        self._day_scores = DayMaxima(ScoreGrid.BINS)
+        self._day_excess = DayMaxima(LogGrid.BINS)
+        self._fleet = fleet_of(config, FleetFigures())
 
     # ---------------------------------------------------------------------------------- the fleet
 
     def sketch(self) -> dict[str, list[int]]:
-        """Histograms of all active 5-minute sums, and of each ready agent's learned maximum."""
+        """What this partition has seen.
+
+        `day_scores`: highest score of each agent and day, for the fleet and per group. Only what could have
+        begun an alarm counts: scores below the impact floor, of a young agent, or while an alarm of an earlier
+        day lasts, do not. `day_excess`: excess cost (millionths of a dollar) of each day with an alarm.
+        `active_sums`, `active_costs`: 5-minute sums of all active minutes. `agent_maxima`: each ready agent's
+        learned maximum.
+        """
         table = self._table
-        ready = (table["active_minutes"] >= self.config.ready_minutes) & np.isfinite(table["fast_high"])
-        maxima = np.bincount(LogGrid.index(np.exp(table["fast_high"][ready])), minlength=LogGrid.BINS)
-        return {"active_sums": self._active_sums.tolist(), "agent_maxima": maxima.tolist()}
+        ready = (table["active_minutes"] >= self.config.ready_minutes) & np.isfinite(table["high"][:, TOKENS])
+        highest = np.exp(table["high"][ready, TOKENS].astype(np.float64))
+        scores = self._day_scores.counts()
+        figures = {
+            "active_sums": self._sums[TOKENS].tolist(),
+            "active_costs": self._sums[MONEY].tolist(),
+            "agent_maxima": np.bincount(LogGrid.index(highest), minlength=LogGrid.BINS).tolist(),
+            "day_scores": np.sum([[0] * ScoreGrid.BINS, *scores.values()], 0).tolist(),
+            "day_excess": self._day_excess.counts().get(int(UNKNOWN), [0] * LogGrid.BINS),
+        }
+        own = {group_figure("day_scores", group): counts for group, counts in scores.items() if group != UNKNOWN}
+        return figures | own
 
     def calibrate(self, figures: FleetFigures) -> None:
-        self._fleet = figures
+        self._fleet = fleet_of(self.config, figures)
 
-    def _floor(self) -> float:
-        known = self._fleet.quantile("agent_maxima", 0.5, self.config.fleet_agents) is not None
-        fleet = self._fleet.quantile("active_sums", self.config.floor_quantile) if known else None
-        return max(self.config.floor_tokens, fleet or 0.0)
+    def dump_shared(self) -> bytes:
+        body = (self._sums.tobytes(), self._day_scores.dump(), self._day_excess.dump())
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, body))
 
-    def _cold_limit(self) -> float:
-        fleet = self._fleet.quantile("agent_maxima", self.config.cold_quantile, self.config.fleet_agents)
-        return self.config.new_tokens if fleet is None else fleet
+    def load_shared(self, page: bytes) -> None:
+        if not page:
+            return
+        try:
+            name, version, (sums, scores, excess) = msgspec.msgpack.decode(page, type=_SharedPage)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StateError("shared state is damaged, or of another version") from error
+        if (name, version) != (self.spec.name, self.spec.version) or len(sums) != self._sums.nbytes:
+            raise StateError(f"shared state is of {name} version {version}")
+        day_scores, day_excess = DayMaxima(ScoreGrid.BINS), DayMaxima(LogGrid.BINS)
+        day_scores.load(scores)
+        day_excess.load(excess)
+        self._sums = np.frombuffer(sums, np.int64).reshape(self._sums.shape).copy()
+        self._day_scores, self._day_excess = day_scores, day_excess
+
+    def readiness(self, rows: Ints) -> list[str]:
+        """What is known of the agents of these rows (k,), see `STATES`."""
+        return [STATES[state] for state in self._states(rows, self._table["minute"][rows]).tolist()]
+
+    def _states(self, rows: Ints, minute: Ints) -> Ints:
+        """(k,) 0: no range yet, 1: cold start, 2: ready."""
+        table, config = self._table, self.config
+        n = table["active_minutes"][rows]
+        aged = (minute - table["first_minute"][rows] >= config.cold_days * _DAY) | (n >= config.cold_minutes)
+        states: Ints = np.where(n < config.ready_minutes, 0, 1 + aged)
+        return states
 
     # --------------------------------------------------------------------------------- the events
 
@@ -244,63 +487,88 @@ class Runaway(Detector):
         if not len(batch):
             return ()
         self.reserve(int(entity.row.max()) + 1)
-        floor, cold_limit = self._floor(), self._cold_limit()
         found: list[tuple[int, Finding]] = []
+        told = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed
+        spends = (batch.tokens > 0) | (batch.cost > 0)
         for at in rounds(entity.row):
             if entity.new[at].any():
                 self.forget(entity.row[at[entity.new[at]]])
-            at = at[batch.tokens[at] > 0]
-            if len(at):
-                found += self._update_round(batch, at, floor, cold_limit)
+            heard = at[told[at]]
+            if len(heard):
+                self._hear(entity.row[heard], batch.ts[heard], batch.result[heard])
+            spent = at[spends[at]]
+            if len(spent):
+                found += self._update_round(batch, spent)
+            found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, at)]
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
 
-    def _update_round(self, batch: EventBatch, at: Ints, floor: float, cold_limit: float) -> list[tuple[int, Finding]]:
-        entity, config, table = batch.entities[self.spec.scope], self.config, self._table
+    def _hear(self, rows: Ints, ts: Floats, result: Hashes) -> None:
+        """Remembers when a tool last gave a result unlike the few before it."""
+        table = self._table
+        known = table["results"][rows]
+        new = (known != result[:, None]).all(1)
+        chosen = rows[new]
+        table["results"][chosen] = np.concatenate([known[new, 1:], result[new, None]], axis=1)
+        table["result_ts"][chosen] = np.fmax(table["result_ts"][chosen], ts[new])
+
+    def _update_round(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        entity, config, table, fleet = batch.entities[self.spec.scope], self.config, self._table, self._fleet
         rows, ts = entity.row[at], batch.ts[at]
-        used = batch.tokens[at] / 1e3
-        self._close_minutes(rows, ts)
+        used = np.stack([batch.tokens[at] / 1e3, batch.cost[at] / 1e3], 1)
+        self._close(rows, ts, batch.group[at])
 
         # A late event counts as much as it would have by now; the clock of the sums stays.
         last = table["ts"][rows]
         gap = np.where(np.isfinite(last), ts - last, 0.0)
-        fast = table["fast"][rows] * np.exp(-np.maximum(gap, 0) / FAST_S) + used * np.exp(np.minimum(gap, 0) / FAST_S)
-        slow = table["slow"][rows] * np.exp(-np.maximum(gap, 0) / SLOW_S) + used * np.exp(np.minimum(gap, 0) / SLOW_S)
-        table["fast"][rows], table["slow"][rows] = fast, slow
+        kept, counted = np.exp(-np.maximum(gap, 0) / FAST_S), np.exp(np.minimum(gap, 0) / FAST_S)
+        fast = table["fast"][rows] * kept[:, None] + used * counted[:, None]
+        table["fast"][rows] = fast
         table["ts"][rows] = now = np.maximum(ts, last)
+        table["open_use"][rows] += used
 
-        ln_fast, ln_slow = np.log(fast), np.log(slow)
-        minutes = table["active_minutes"][rows]
-        ready = minutes >= config.ready_minutes
-        with np.errstate(invalid="ignore"):
-            range_score = np.maximum(0, ln_fast - table["fast_high"][rows]) + np.maximum(
-                0, ln_slow - table["slow_high"][rows]
-            )
-        cold = minutes < config.cold_minutes
+        lull = lull_now(table, rows)
+        burst, lasts = self._parts(rows, fast, lull)
+        states = self._states(rows, table["minute"][rows])
+        material = fast >= fleet.floors
+        material[states == 1] &= fast[states == 1, :1] >= fleet.cold
+        by_unit = np.where(material, burst + lasts, 0.0)
+        score = np.maximum(by_unit[:, TOKENS], by_unit[:, MONEY])
         # An agent without a range of its own is held against the fleet alone, and generously.
-        new_limit = max(config.new_tokens, cold_limit)
-        score = np.where(ready, range_score, np.maximum(0.0, ln_fast - np.log(new_limit)))
-        threshold = np.where(ready, config.warning, 0.0)
-        # After a burst the slow sum stays high for a while: only who still burns is worth a word, and what
-        # was reported already is not reported again as the next burst's.
-        burning = fast / FAST_S >= config.still_burning * slow / SLOW_S
-        echo = ~burning & ~np.isnan(table["since"][rows])
-        table["slow"][rows[echo]] = np.minimum(slow[echo], np.exp(table["slow_high"][rows[echo]]))
-        over = (score > threshold) & burning & (fast >= floor) & (~cold | (fast >= cold_limit))
-        level = np.where(over, 1 + ((score >= config.critical) & ~cold), 0)
+        new = states == 0
+        new_limit = max(config.new_tokens, fleet.cold)
+        score[new] = np.where(material[new, TOKENS], np.log(np.maximum(fast[new, TOKENS] / new_limit, 1.0)), 0.0)
+        warning, critical, budgeted = fleet.thresholds(batch.group[at])
+        warning = np.where(new, 0.0, warning)
+        # After a burst the sum stays high for a while: only who still burns is worth a word.
+        recent = np.maximum(table["open_use"][rows], table["last_use"][rows])
+        still = recent >= config.still_burning * 60 / FAST_S * fast
+        burning = still[:, TOKENS] | still[:, MONEY]
+        over = (score > warning) & burning
+        level = np.where(over, 1 + ((score > critical) & (states == 2)), 0)
 
-        starts = over & np.isnan(table["since"][rows])
+        firing = ~np.isnan(table["since"][rows])
+        starts = over & ~firing
         begun = rows[starts]
         table["since"][begun] = now[starts]
         table["since_tokens"][begun] = (entity.tokens[at] - batch.tokens[at])[starts]
         table["since_cost"][begun] = (entity.cost[at] - batch.cost[at])[starts]
+        # What led up to the alarm is part of it.
+        table["fresh"][begun] = table["fresh_lull"][begun] = -np.inf
         table["last_over"][rows[over]] = now[over]
+        self._collect(rows, fast, lull, firing | over)
 
-        # The open minute collects what it will teach; while the alarm lasts it teaches nothing.
-        table["fast_peak"][rows] = np.maximum(table["fast_peak"][rows], fast)
-        table["slow_peak"][rows] = np.maximum(table["slow_peak"][rows], slow)
-        table["minute_tokens"][rows] += used
+        excess = np.zeros(len(at))
+        if over.any():
+            excess[over] = self._excess_usd(rows[over], entity.tokens[at][over], entity.cost[at][over], now[over])
+        # Scores of young agents, and of alarms that began on an earlier day, say nothing of alarms to come.
+        began_today = ~(table["since"][rows] < table["day"][rows] * 86400.0)
+        counts = np.flatnonzero((states == 2) & began_today & burning)
+        today = rows[counts]
+        table["day_score"][today] = np.maximum(table["day_score"][today], score[counts])
+        table["day_excess"][rows[over]] = np.maximum(table["day_excess"][rows[over]], excess[over] * 1e6)
 
+        level = np.where(excess >= fleet.excess_usd, level, 0)
         speak = pace(table, rows, level, now, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         return [
             (
@@ -309,65 +577,124 @@ class Runaway(Detector):
                     batch,
                     int(at[k]),
                     int(rows[k]),
-                    int(level[k]),
-                    float(score[k]),
-                    float(threshold[k]),
-                    bool(cold[k]),
-                    floor,
-                    cold_limit,
+                    _Verdict(
+                        level=int(level[k]),
+                        score=float(score[k]),
+                        threshold=float((warning, critical)[int(level[k]) - 1][k]),
+                        state=int(states[k]),
+                        parts=np.stack([burst[k], lasts[k]], 1),
+                        lull=lull[k],
+                        excess_usd=float(excess[k]),
+                        budgeted=bool(states[k] and budgeted[k]),
+                    ),
                 ),
             )
             for k in np.flatnonzero(speak)
         ]
 
+    def _parts(self, rows: Ints, fast: Floats, lull: Any) -> tuple[Any, Any]:
+        """(k, UNITS) how far S and (k, UNITS) how far L are above their highest; 0 where nothing is known."""
+        table = self._table
+        high = table["high"][rows]
+        known = np.isfinite(high)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            burst = np.log(fast) - high
+            lasts = lull - np.maximum(table["lull_high"][rows], table["usual"][rows])
+        return np.where(known, np.maximum(burst, 0.0), 0.0), np.where(known, np.maximum(lasts, 0.0), 0.0)
+
+    def _collect(self, rows: Ints, fast: Floats, lull: Any, firing: NDArray[np.bool_]) -> None:
+        """Keeps the highest values of the open block, or of the alarm."""
+        table = self._table
+        with np.errstate(divide="ignore"):
+            ln_fast = np.log(fast)
+        keep_fresh(table, rows[~firing], ln_fast[~firing])
+        if firing.any():
+            burns = rows[firing]
+            table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[firing])
+            table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull[firing])
+
+    def _excess_usd(self, rows: Ints, tokens: Ints, cost: Ints, now: Floats) -> Floats:
+        """(k,) dollars beyond the agent's usual use since its alarm began."""
+        table = self._table
+        minutes = (now - table["since"][rows]) / 60
+        usual = np.expm1(table["usual"][rows].astype(np.float64)) / 1e6
+        spent = (cost - table["since_cost"][rows]) / 1e9
+        by_tokens = (tokens - table["since_tokens"][rows]) / 1e9 - usual[:, TOKENS] * minutes
+        by_cost = spent - usual[:, MONEY] * minutes
+        excess: Floats = np.maximum(0.0, np.where(spent > 0, by_cost, by_tokens * self.config.usd_per_million))
+        return excess
+
     # -------------------------------------------------------------------------------- the learning
 
-    def _close_minutes(self, rows: Ints, ts: Floats) -> None:
-        """Learns the open minute of every row whose event lies in a later one."""
+    def _close(self, rows: Ints, ts: Floats, group: Hashes) -> None:
+        """Ends the open minute of every row whose event lies in a later one, and what else ends with it."""
         table, config = self._table, self.config
         minute = np.floor(ts / 60).astype(np.int64)
-        open_minute = table["minute"][rows]
-        over = minute > open_minute
-        rows, minute, open_minute, ts = rows[over], minute[over], open_minute[over], ts[over]
+        over = np.flatnonzero(minute > table["minute"][rows])
+        rows, minute, ts, group = rows[over], minute[over], ts[over], group[over]
+        if not len(rows):
+            return
+        self._close_days(rows, minute // _DAY, group)
+        had = table["minute"][rows] >= 0
+        born = rows[~had]
+        table["minute"][born] = table["first_minute"][born] = minute[~had]
+        rows, minute, ts = rows[had], minute[had], ts[had]
         if not len(rows):
             return
         firing = ~np.isnan(table["since"][rows])
         calm = firing & (ts - table["last_over"][rows] >= config.calm_s)
-        table["since"][rows[calm]] = np.nan
-        had = table["fast_peak"][rows] > 0
-        self._close_windows(rows[had], open_minute[had], minute[had], ts[had])
+        if calm.any():
+            self._end_alarms(rows[calm])
+        self._close_windows(rows, minute, ts)
         moved = firing & ~calm & np.isnan(table["since"][rows])
-
         # The minute that ends an alarm may be the one that raised it: it is learned only as a new level.
-        learn = had & (~firing | moved)
-        chosen = rows[learn]
-        if len(chosen):
-            fast, slow = np.log(table["fast_peak"][chosen]), np.log(table["slow_peak"][chosen])
-            faded = np.log(2) * 60 / config.memory_s * (minute[learn] - open_minute[learn])
-            with np.errstate(invalid="ignore"):
-                table["fast_high"][chosen] = np.maximum(table["fast_high"][chosen] - faded, fast)
-                table["slow_high"][chosen] = np.maximum(table["slow_high"][chosen] - faded, slow)
-            n = table["active_minutes"][chosen] + 1
-            rate = np.maximum(1 / n, 1 / 1440)
-            table["usual"][chosen] += rate * (fast - table["usual"][chosen])
-            table["active_minutes"][chosen] = n
-            np.add.at(self._active_sums, LogGrid.index(table["fast_peak"][chosen]), 1)
-        table["minute"][rows] = minute
-        table["fast_peak"][rows] = 0.0
-        table["slow_peak"][rows] = 0.0
-        table["minute_tokens"][rows] = 0.0
+        learn = ~firing | moved
+        for unit in range(UNITS):
+            sums = table["fast"][rows[learn], unit]
+            np.add.at(self._sums[unit], LogGrid.index(sums[sums > 0]), 1)
+        close_minutes(table, rows, minute, learn, config.memory_s)
 
-    def _close_windows(self, rows: Ints, closed: Ints, minute: Ints, ts: Floats) -> None:
-        """Adds the closed minute to its half hour, and closes that if the new minute lies beyond.
+    def _close_days(self, rows: Ints, day: Ints, group: Hashes) -> None:
+        table = self._table
+        changed = day > table["day"][rows]
+        rows, day, group = rows[changed], day[changed], group[changed]
+        if not len(rows):
+            return
+        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
+        was = table["day"][rows].astype(np.int64)
+        counts = (was >= 0) & (self._states(rows, table["minute"][rows]) == 2)
+        counts &= ~(table["since"][rows] < was * 86400.0)
+        self._day_scores.add(group[counts], was[counts], ScoreGrid.index(table["day_score"][rows[counts]]))
+        alarmed = np.flatnonzero((was >= 0) & (table["day_excess"][rows] >= 0))
+        excess = table["day_excess"][rows[alarmed]].astype(np.float64)
+        self._day_excess.add(np.zeros(len(alarmed), np.uint64), was[alarmed], LogGrid.index(excess))
+        table["day"][rows] = day
+        table["day_score"][rows] = 0.0
+        table["day_excess"][rows] = -1.0
+
+    def _end_alarms(self, rows: Ints) -> None:
+        table = self._table
+        for highest, seen in (("high", "alarm_high"), ("lull_high", "alarm_lull")):
+            table[highest][rows] = np.maximum(
+                table[highest][rows],
+                np.minimum(table[seen][rows], table[highest][rows] + np.float32(math.log(self.config.habit))),
+            )
+            table[seen][rows] = -np.inf
+        table["since"][rows] = np.nan
+
+    def _close_windows(self, rows: Ints, minute: Ints, ts: Floats) -> None:
+        """Adds the closing minute to its half hour, and closes that if the new minute lies beyond.
 
         The half hours go on while the alarm lasts: they are what tells a moved baseline from a runaway.
         """
         table = self._table
-        table["window_sum"][rows] += np.log1p(table["minute_tokens"][rows])
+        table["window_sum"][rows] += np.log1p(table["open_use"][rows, TOKENS])
         table["window_minutes"][rows] += 1
         length = int(WINDOW_S // 60)
-        over = minute // length > closed // length
+        over = minute // length > table["minute"][rows] // length
         closing, ts = rows[over], ts[over]
+        if not len(closing):
+            return
         level = table["window_sum"][closing] / table["window_minutes"][closing]
         table["levels"][closing] = np.concatenate([table["levels"][closing][:, 1:], level[:, None]], axis=1)
         table["window_sum"][closing] = 0.0
@@ -378,7 +705,8 @@ class Runaway(Detector):
             new = table["active_minutes"][row] < self.config.ready_minutes
             if new or self._moved(table["levels"][row]):
                 table["since"][row] = np.nan
-                table["fast_high"][row] = table["slow_high"][row] = -np.inf
+                table["high"][row], table["lull_high"][row] = table["alarm_high"][row], table["alarm_lull"][row]
+                table["alarm_high"][row] = table["alarm_lull"][row] = -np.inf
                 table["active_minutes"][row] = max(table["active_minutes"][row], self.config.ready_minutes)
 
     def _moved(self, levels: Floats) -> bool:
@@ -397,53 +725,120 @@ class Runaway(Detector):
 
     # -------------------------------------------------------------------------------- the findings
 
-    def _finding(
-        self,
-        batch: EventBatch,
-        i: int,
-        row: int,
-        level: int,
-        score: float,
-        threshold: float,
-        cold: bool,
-        floor: float,
-        cold_limit: float,
-    ) -> Finding:
-        entity, table, config = batch.entities[self.spec.scope], self._table, self.config
-        observed = float(table["fast"][row])
-        ready = table["active_minutes"][row] >= config.ready_minutes
-        expected = float(np.exp(table["fast_high"][row])) if ready else max(config.new_tokens, cold_limit)
-        tokens = (int(entity.tokens[i]) - int(table["since_tokens"][row])) / 1e3
-        dollars = (int(entity.cost[i]) - int(table["since_cost"][row])) / 1e9
-        minutes = max(0.0, float(table["ts"][row] - table["since"][row])) / 60
-        if ready:
-            usual = float(np.exp(table["usual"][row]))
-            times, record = observed / usual, observed / expected
-            what = f"is using {times:.0f}x its usual effective tokens, {record:.1f}x its highest so far"
+    def _finding(self, batch: EventBatch, i: int, row: int, verdict: _Verdict) -> Finding:
+        entity, table, fleet = batch.entities[self.spec.scope], self._table, self._fleet
+        # Where both say the same, tokens are what the next person can check.
+        unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() + _CLEARLY else TOKENS
+        scale, of = ((1.0, "effective tokens"), (1e-6, "dollars"))[unit]
+        now, since, news = (float(table[name][row]) for name in ("ts", "since", "result_ts"))
+        usual = max(1.0, STEADY * math.expm1(table["usual"][row, unit]))
+        burst = verdict.state == 0 or bool(verdict.parts[unit, 0] >= verdict.parts[unit, 1])
+        window = f"{of} per 5 min" if burst else f"{of} per min, for 25 min without a lull"
+        observed = float(table["fast"][row, unit]) if burst else math.expm1(verdict.lull[unit])
+        if verdict.state == 0:
+            expected = max(self.config.new_tokens, fleet.cold)
+            what = f"is new and has used {observed / expected:.1f}x what any new agent should"
         else:
-            usual = None
-            what = f"is new and uses {observed / expected:.1f}x what any new agent should"
-        money = f", ${dollars:.2f}" if dollars >= 0.005 else ""
+            expected = math.exp(table["high"][row, unit])
+            if not burst:
+                expected = math.expm1(max(table["lull_high"][row, unit], table["usual"][row, unit]))
+            what = f"has used {observed * (1 if burst else STEADY) / usual:.0f}x its usual {of}"
+        spend = _Spend(
+            tokens=(int(entity.tokens[i]) - int(table["since_tokens"][row])) / 1e3,
+            dollars=(int(entity.cost[i]) - int(table["since_cost"][row])) / 1e9,
+            minutes=max(0.0, now - since) / 60,
+        )
+        heard = "" if math.isnan(news) else f"; last new result {max(0.0, now - news) / 60:.0f} min ago"
         return Finding.at(
             batch,
             i,
             detector=self.spec.name,
-            rule="cold_start" if cold else "range",
-            severity=severity_of(level),
+            rule="cold_start" if verdict.state < 2 else "range" if burst else "no_lull",
+            severity=severity_of(verdict.level),
             scope=self.spec.scope,
-            score=1 - math.exp(threshold - score),
-            observed=round(observed, 1),
-            expected=round(expected, 1),
-            unit="effective tokens per 5 min",
-            reason=f"agent {batch.agent_id[i]} {what}, for {minutes:.0f} min ({tokens:,.0f} effective tokens{money})",
+            score=1 - math.exp(verdict.threshold - verdict.score),
+            observed=round(observed * scale, 4),
+            expected=round(expected * scale, 4),
+            unit=window,
+            reason=f"agent {batch.agent_id[i]} {what} {spend.lasted(5 if burst else 25)} ({spend}){heard}",
             evidence={
-                "since": float(table["since"][row]),
-                "nats": round(score, 3),
-                "usual": None if usual is None else round(usual, 1),
-                "floor": round(floor, 1),
+                "since": since,
+                "nats": round(verdict.score, 3),
+                "threshold": round(verdict.threshold, 3),
+                "usual": round(usual * scale, 4) if verdict.state else None,
+                "floor": round(float(fleet.floors[unit]) * scale, 4),
+                "baseline": STATES[verdict.state],
                 "active_minutes": int(table["active_minutes"][row]),
-                "effective_tokens": tokens,
-                "cost_usd": round(dollars, 6),
-                "calibration": self._fleet.version,
+                "effective_tokens": spend.tokens,
+                "cost_usd": round(spend.dollars, 6),
+                "excess_usd": round(verdict.excess_usd, 6),
+                "calibration": fleet.version,
+                "budget_per_agent_day": (
+                    self.config.critical_per_agent_day if verdict.level > 1 else self.config.budget_per_agent_day
+                )
+                if verdict.budgeted
+                else None,
+                "fleet_alarms_per_day": self.config.alarms_per_day,
+                "least_excess_usd": round(fleet.excess_usd, 6),
             },
         )
+
+    def _excess(self, batch: EventBatch, excess: Excess) -> Finding:
+        i = excess.index
+        return Finding.at(
+            batch,
+            i,
+            detector=self.spec.name,
+            rule=excess.rule,
+            severity=severity_of(excess.level),
+            scope=self.spec.scope,
+            score=beyond(excess.observed, excess.expected),
+            observed=excess.observed,
+            expected=excess.expected,
+            unit=excess.unit,
+            reason=f"agent {batch.agent_id[i]} {excess.says}",
+            evidence=excess.evidence,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Spend:
+    """What an alarm has cost so far."""
+
+    tokens: float
+    dollars: float
+    minutes: float
+
+    def lasted(self, window: int) -> str:
+        """How long it has lasted, or else the minutes that were looked at."""
+        return f"for {self.minutes:.0f} minutes" if self.minutes >= 1 else f"in the last {window} minutes"
+
+    def __str__(self) -> str:
+        known = self.dollars >= 0.005
+        total = f"${self.dollars:,.2f}" if known else f"{self.tokens:,.0f} effective tokens"
+        if self.minutes < 1:
+            return total
+        return f"{total}, " + (
+            f"${self.dollars / self.minutes:,.2f}/min" if known else f"{self.tokens / self.minutes:,.0f}/min"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What one event of one agent came to."""
+
+    level: int
+    score: float
+    threshold: float
+    state: int
+    parts: Floats
+    """(UNITS, 2) of the score: burst and lull."""
+    lull: Any
+    """(UNITS,) ln L."""
+    excess_usd: float
+    budgeted: bool
+    """The threshold is one that the fleet's record leaves by the budget."""
+
+
+_Histograms = tuple[int, dict[str, bytes]]
+_SharedPage = tuple[str, int, tuple[bytes, _Histograms, _Histograms]]

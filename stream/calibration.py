@@ -1,7 +1,7 @@
 """Figures of the whole fleet: merged from what the partitions saw, under a version.
 
-Cold-start limits and impact floors need the whole fleet, but a partition sees only its share. So every
-partition contributes histograms; merging is adding, in any order.
+Thresholds, cold-start limits and impact floors need the whole fleet, or all agents of a group, but a partition
+sees only its share. So every partition contributes histograms; merging is adding, in any order.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Annotated
 import msgspec
 
 from burnfuse.event import MAX_NUMBER
-from detectors.base import FleetFigures, LogGrid
+from detectors.base import FleetFigures, LogGrid, ScoreGrid
 from stream.errors import ConfigError, UsageError
 
 Sketch = Mapping[str, Sequence[int]]
+
+_BINS = max(LogGrid.BINS, ScoreGrid.BINS)
+_STEPS = {"log": LogGrid.STEP, "score": ScoreGrid.STEP}
+"""Grids that the histograms are on; figures on others mean something else."""
 
 
 def merge(sketches: Iterable[Sketch]) -> FleetFigures:
@@ -25,7 +29,7 @@ def merge(sketches: Iterable[Sketch]) -> FleetFigures:
     counts: dict[str, list[int]] = {}
     for sketch in sketches:
         for name, histogram in sketch.items():
-            known = counts.setdefault(name, [0] * LogGrid.BINS)
+            known = counts.setdefault(name, [0] * _BINS)
             counts[name] = [a + b for a, b in zip(known, histogram, strict=True)]
     return FleetFigures(_version(counts), counts)
 
@@ -33,7 +37,7 @@ def merge(sketches: Iterable[Sketch]) -> FleetFigures:
 def encode(figures: FleetFigures) -> bytes:
     """The figures as JSON; empty bins at the end are left out."""
     counts = {name: _trim(histogram) for name, histogram in sorted(figures.counts.items())}
-    return msgspec.json.encode({"version": figures.version, "step": LogGrid.STEP, "counts": counts})
+    return msgspec.json.encode({"version": figures.version, "steps": _STEPS, "counts": counts})
 
 
 def decode(data: bytes, name: str) -> FleetFigures:
@@ -46,9 +50,9 @@ def decode(data: bytes, name: str) -> FleetFigures:
         wire = msgspec.json.decode(data, type=_Wire)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not a calibration; make one with burnfuse watch --save-calibration") from error
-    if wire.step != LogGrid.STEP or any(len(h) > LogGrid.BINS for h in wire.counts.values()):
+    if wire.steps != _STEPS or any(len(h) > _BINS for h in wire.counts.values()):
         raise ConfigError(f"{name} is a calibration of another version of burnfuse; make it anew")
-    counts = {key: histogram + [0] * (LogGrid.BINS - len(histogram)) for key, histogram in wire.counts.items()}
+    counts = {key: histogram + [0] * (_BINS - len(histogram)) for key, histogram in wire.counts.items()}
     return FleetFigures(wire.version, counts)
 
 
@@ -78,8 +82,8 @@ def save(path: str, figures: FleetFigures) -> None:
 
 class _Wire(msgspec.Struct):
     version: str
-    step: float
     counts: dict[str, list[Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]]]
+    steps: dict[str, float] = {}  # version 1 had one grid, and named it otherwise
 
 
 def _trim(histogram: Sequence[int]) -> list[int]:

@@ -25,6 +25,7 @@ from detectors.base import (
     DetectorError,
     FleetFigures,
     LogGrid,
+    ScoreGrid,
     Spec,
     StateError,
     Table,
@@ -195,6 +196,44 @@ def test_too_few_values_have_no_quantile() -> None:
 
 def test_values_outside_the_grid_fall_into_its_ends() -> None:
     assert LogGrid.index(np.array([0.0, 0.5, 1.0, 1e13, 1e300])).tolist() == [0, 0, 0, 598, 599]
+
+
+def scores(values: list[float]) -> FleetFigures:
+    counts = np.bincount(ScoreGrid.index(np.array(values)), minlength=ScoreGrid.BINS)
+    return FleetFigures("v", {"scores": counts.tolist()})
+
+
+@given(st.lists(st.floats(0.0, 5.9), min_size=1, max_size=80), st.floats(0.01, 0.99))
+def test_so_many_of_the_known_scores_exceed_the_threshold_as_the_budget_allows(
+    values: list[float], share: float
+) -> None:
+    threshold = scores(values).exceeded_by("scores", share)
+    k = math.floor(share * (len(values) + 1) + 1e-9)
+    if k == 0:
+        assert threshold is None
+        return
+    assert threshold is not None
+    kth = sorted(values, reverse=True)[k - 1]
+    assert sum(value > threshold + 1e-9 for value in values) < k
+    assert kth - 1e-9 <= threshold <= kth + ScoreGrid.STEP + 1e-9
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32))
+def test_a_new_day_exceeds_the_threshold_no_more_often_than_the_budget_says(n: int, seed: int) -> None:
+    """Leaving out each of n + 1 exchangeable values in turn: at most k of them exceed the others' threshold."""
+    values = np.random.default_rng(seed).permutation(n + 1) / 10.0
+    share = 1 / 7
+    over = 0
+    for i, value in enumerate(values.tolist()):
+        threshold = scores(np.delete(values, i).tolist()).exceeded_by("scores", share)
+        over += threshold is not None and value > threshold + 1e-9
+    assert over <= share * (n + 1) + 1e-9
+
+
+def test_nothing_unusual_is_apart_from_the_smallest_score() -> None:
+    assert ScoreGrid.index(np.array([0.0, 1e-6, 0.01, 0.0101, 5.98, 6.0, 99.0])).tolist() == [0, 1, 1, 2, 598, 599, 599]
+    assert scores([0.0] * 40).exceeded_by("scores", 0.1) == 0.0
+    assert FleetFigures().exceeded_by("scores", 0.5) is None
 
 
 # ---------------------------------------------------------------------------------------- registry

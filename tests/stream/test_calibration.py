@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectors.base import FleetFigures, LogGrid
+from detectors.base import FleetFigures, LogGrid, group_figure
 from stream.calibration import decode, encode, load, merge, save
 from stream.errors import ConfigError, UsageError
 
@@ -67,6 +67,14 @@ def test_a_quantile_is_read_from_the_merged_figures() -> None:
     assert figures.quantile("b", 0.9) is None
 
 
+def test_groups_are_merged_each_on_its_own() -> None:
+    one, other = (group_figure("scores", group) for group in (7, 2**64 - 1))
+    figures = merge([{one: histogram(3)}, {one: histogram(3), other: histogram(9)}])
+    assert figures.groups("scores") == {7: one, 2**64 - 1: other}
+    assert [figures.total(name) for name in (one, other, "scores")] == [2, 1, 0]
+    assert decode(encode(figures), "f").groups("scores") == figures.groups("scores")
+
+
 FINE = json.loads(encode(merge([{"a": histogram(1)}])))
 
 
@@ -81,7 +89,11 @@ FINE = json.loads(encode(merge([{"a": histogram(1)}])))
         (json.dumps(FINE | {"counts": {"a": "1"}}).encode(), "is not a calibration"),
         (json.dumps(FINE | {"counts": {"a": [-1]}}).encode(), "is not a calibration"),
         (json.dumps(FINE | {"counts": {"a": [10**30]}}).encode(), "is not a calibration"),
-        (json.dumps(FINE | {"step": 0.1}).encode(), "is a calibration of another version of burnfuse; make it anew"),
+        (
+            json.dumps(FINE | {"steps": {"log": 0.1, "score": 0.01}}).encode(),
+            "is a calibration of another version of burnfuse; make it anew",
+        ),
+        (b'{"version": "v", "step": 0.05, "counts": {}}', "is a calibration of another version"),
         (json.dumps(FINE | {"counts": {"a": [0] * 601}}).encode(), "is a calibration of another version"),
     ],
 )

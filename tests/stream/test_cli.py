@@ -177,7 +177,7 @@ def test_calibration_goes_out_and_comes_back(events: Path, tmp_path: Path) -> No
     file = tmp_path / "figures.json"
     learned = command("watch", "--json", "--save-calibration", file, events)
     assert learned.code == 0
-    assert set(json.loads(file.read_bytes())) == {"version", "step", "counts"}
+    assert set(json.loads(file.read_bytes())) == {"version", "steps", "counts"}
     fixed = command("watch", "--json", "--calibration", file, "--save-calibration", tmp_path / "again.json", events)
     assert fixed.code == 0
     assert fixed.summary["events"] == learned.summary["events"]
