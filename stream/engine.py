@@ -233,6 +233,9 @@ class Engine:
         for name, detector in list(self._detectors.items()):
             found += self._guard(name, partial(detector.update, batch)) or ()
         found.sort(key=lambda finding: place[finding.event_id])
+        if found:
+            for name, detector in list(self._detectors.items()):
+                found = list(self._guard(name, partial(detector.review, batch, found)) or found)
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 
