@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from river import compose
 
 
-def resolve(path: str) -> Callable[..., Any]:
+def resolve(path: str) -> type[Any]:
     """The class of river that a dotted path names.
 
     Raises:
@@ -26,7 +26,7 @@ def resolve(path: str) -> Callable[..., Any]:
         raise ValueError(f"river has no {path.removeprefix('river.')!r}") from error
     if not inspect.isclass(found):
         raise ValueError(f"{path!r} is not a class")
-    made: Callable[..., Any] = found
+    made: type[Any] = found
     return made
 
 
@@ -61,7 +61,7 @@ class Model:
         except TypeError as error:
             raise ValueError(f"{estimator!r} cannot be made: {error}") from error
         self._singles = estimators if single else []
-        self._pipeline = compose.Pipeline(*before, *estimators) if not single else None  # type: ignore[no-untyped-call]
+        self._pipeline = compose.Pipeline(*before, *estimators) if not single else None
 
     def score(self, values: Sequence[float]) -> float | None:
         """How odd a vector is, on the estimator's own scale; None if it cannot tell.
