@@ -214,7 +214,7 @@ class Drift(Detector):
         for name in LEVELS:
             column = table[f"{name}_levels"][row]
             known = np.flatnonzero(~np.isnan(column))
-            move = self._move(column[known].astype(np.float64))
+            move = self.move(column[known].astype(np.float64))
             if move is not None:
                 moves.append((abs(move.after - move.before), name, move, int(known[move.at])))
         if not moves:
@@ -227,7 +227,8 @@ class Drift(Detector):
             table[f"{name}_levels"][row, :start] = np.nan
         return [finding]
 
-    def _move(self, levels: Floats) -> Move | None:
+    def move(self, levels: Floats) -> Move | None:
+        """Where known daily levels, oldest first, have moved for good, if they have."""
         config = self.config
         if len(levels) < 2 * config.settled_days:
             return None
