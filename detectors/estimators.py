@@ -8,22 +8,39 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from river import compose
+from river import base, compose
+
+
+class Farthest(base.AnomalyDetector):
+    """The largest distance of any feature: what a model must beat to earn its place.
+
+    It learns nothing; for features that are distances from the usual already.
+    """
+
+    def learn_one(self, x: dict[Any, Any]) -> None:
+        """Nothing to learn."""
+
+    def score_one(self, x: dict[Any, Any]) -> float:
+        """The largest absolute value."""
+        return max(map(abs, x.values()), default=0.0)
+
+
+_PLACES = ("river.", f"{__name__}.")
 
 
 def resolve(path: str) -> type[Any]:
-    """The class of river that a dotted path names.
+    """The class that a dotted path names, of river or of this module.
 
     Raises:
         ValueError: it names none.
     """
     module, _, name = path.rpartition(".")
-    if not path.startswith("river."):
+    if not path.startswith(_PLACES):
         raise ValueError(f"{path!r} is no dotted path into river, such as river.anomaly.HalfSpaceTrees")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"river has no {path.removeprefix('river.')!r}") from error
+        raise ValueError(f"there is no {path!r}") from error
     if not inspect.isclass(found):
         raise ValueError(f"{path!r} is not a class")
     made: type[Any] = found

@@ -31,19 +31,28 @@ _MINUTE, _STEP, _DAY = 60.0, 600.0, 86400.0
 _WARM_DAYS = 5
 _SHIFT_DAY = 7
 _BATCH = 5000
+_FAULT_DAY = 12
+_ROUNDS = 2
+"""Streams with faults: all on one late day, for thresholds taken from past days would learn more of them."""
 _SEED = 5
 _LATE_S = 3600.0
 """A finding so long after a fault is still about it: its last window is closed by what comes after."""
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
-    "StandardAbsoluteDeviation": {},
-    "GaussianScorer": {},
-    "PredictiveAnomalyDetection": {},
-    "HalfSpaceTrees": {"steps": ["river.preprocessing.MinMaxScaler"]},
-    "OneClassSVM": {"steps": ["river.preprocessing.StandardScaler"]},
-    "LODA": {"parameters": {"n_random_cuts": 20}},
+    "largest distance, no model": {"estimator": "detectors.estimators.Farthest"},
+    "StandardAbsoluteDeviation": {"estimator": "river.anomaly.StandardAbsoluteDeviation"},
+    "HalfSpaceTrees": {
+        "estimator": "river.anomaly.HalfSpaceTrees",
+        "steps": ["river.preprocessing.MinMaxScaler"],
+    },
+    "OneClassSVM": {
+        "estimator": "river.anomaly.OneClassSVM",
+        "steps": ["river.preprocessing.StandardScaler"],
+    },
+    "LODA": {"estimator": "river.anomaly.LODA", "parameters": {"n_random_cuts": 20}},
 }
-"""All of river.anomaly but the filters, which wrap one, and LocalOutlierFactor, which takes a millisecond a window."""
+"""Those of river.anomaly that can tell windows apart: GaussianScorer and PredictiveAnomalyDetection end at exactly
+1.0, so no score is above the highest, and LocalOutlierFactor takes a millisecond per window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +89,19 @@ def _lasting(kind: str, minutes: int) -> Floats:
 _LASTING = ("x2", "x3", "+10 % a day", "+5 % a day from day 1")
 
 
-def _with_bursts(tokens: Floats) -> tuple[Floats, list[_Fault]]:
-    """A burst of each kind per client, each on a day of its own."""
-    random = np.random.default_rng(_SEED)
+def _with_bursts(tokens: Floats, round_: int) -> tuple[Floats, list[_Fault]]:
+    """One burst per client on the day of faults; the kinds take turns."""
+    random = np.random.default_rng(_SEED + round_)
+    kinds = list(_BURSTS.items())
     laid, faults = tokens.copy(), []
     for client, own in enumerate(tokens):
         usual = float(np.median(own[: _WARM_DAYS * 1440][own[: _WARM_DAYS * 1440] > 0]))
+        kind, added = kinds[(client + round_ * len(kinds) // _ROUNDS) % len(kinds)]
         idlest = int(own.reshape(-1, 24, 60).sum(axis=(0, 2)).argmin()) * 60
-        days = random.permutation(np.arange(_WARM_DAYS, 14))
-        for (kind, added), day in zip(_BURSTS.items(), days.tolist(), strict=False):
-            begin = day * 1440 + (idlest if kind.startswith("usual") else int(random.integers(0, 1200)))
-            laid[client, begin : begin + len(added)] += added * usual
-            start = START + begin * _MINUTE
-            faults.append(_Fault(kind, f"client {client}", start, start + len(added) * _MINUTE))
+        begin = _FAULT_DAY * 1440 + (idlest if kind.startswith("usual") else int(random.integers(0, 1200)))
+        laid[client, begin : begin + len(added)] += added * usual
+        start = START + begin * _MINUTE
+        faults.append(_Fault(kind, f"client {client}", start, start + len(added) * _MINUTE))
     return laid, faults
 
 
@@ -141,34 +150,33 @@ _CHANGES: dict[str, Callable[[dict[str, Any], Random], dict[str, Any]]] = {
     "half of the calls fail for 3 h": _half_fails,
     "one tool, one result for 3 h": _one_tool,
 }
-_SIMULATED_DAYS = 7
-_FIRST_CHANGE = _SIMULATED_DAYS - len(_CHANGES)
+_SIMULATED_DAYS = 5
+_SIMULATED_WARM_DAYS = 3
 _BUSY = 100
 """Events in the three hours: fewer are no fault worth a word."""
 
 
-def _changed(events: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[_Fault]]:
-    """Every change once per busy agent, between ten and one o'clock, on a day of its own."""
+def _changed(events: Sequence[dict[str, Any]], round_: int) -> tuple[list[dict[str, Any]], list[_Fault]]:
+    """One change per busy agent, between ten and one o'clock of the last day; the kinds take turns."""
     changes = list(_CHANGES.items())
     rng, changed = Random(_SEED), []  # noqa: S311 - made-up faults
-    counts: dict[tuple[str, int], int] = {}
+    counts: dict[str, int] = {}
     agents = {agent: k for k, agent in enumerate(dict.fromkeys(event["agent_id"] for event in events))}
+    start = START + (_SIMULATED_DAYS - 1) * _DAY + 10 * 3600
+    end = start + 3 * 3600
+
+    def kind_of(agent: str) -> int:
+        return (agents[agent] + round_ * len(changes) // _ROUNDS) % len(changes)
+
     for event in events:
-        day, second = divmod(event_time(event["ts"]) - START, _DAY)
-        if day >= _FIRST_CHANGE and 10 <= second / 3600 < 13:
-            which = (agents[event["agent_id"]] + int(day)) % len(changes)
-            event = changes[which][1](event, rng)
-            counts[event["agent_id"], int(day)] = counts.get((event["agent_id"], int(day)), 0) + 1
-        changed.append(event)
+        agent = event["agent_id"]
+        if start <= event_time(event["ts"]) < end:
+            counts[agent] = counts.get(agent, 0) + 1
+            changed.append(changes[kind_of(agent)][1](event, rng))
+        else:
+            changed.append(event)
     faults = [
-        _Fault(
-            changes[(agents[agent] + day) % len(changes)][0],
-            agent,
-            START + day * _DAY + 10 * 3600,
-            START + day * _DAY + 13 * 3600,
-        )
-        for (agent, day), n in sorted(counts.items())
-        if n >= _BUSY
+        _Fault(changes[kind_of(agent)][0], agent, start, end) for agent, n in sorted(counts.items()) if n >= _BUSY
     ]
     return changed, faults
 
@@ -242,18 +250,23 @@ def _burst_rows(
 ) -> list[Row]:
     """Rows per kind of fault; false alarms are those of the stream without any."""
     alarms = _alarms(_found(make, data.healthy), data.since)
-    found = _found(make, data.faulty)
-    return [
-        _row(
-            name,
-            f"{prefix}: {kind}",
-            [fault for fault in data.faults if fault.kind == kind],
-            found,
-            false_alarms=alarms,
-            agent_days=data.agent_days,
+    rounds = [(faults, _found(make, faulty)) for faulty, faults in data.faulty]
+    rows = []
+    for kind in kinds:
+        parts = [_row(name, "", [f for f in faults if f.kind == kind], found) for faults, found in rounds]
+        rows.append(
+            Row(
+                _FAMILY,
+                f"{prefix}: {kind}",
+                name,
+                caught=sum(part.caught for part in parts),
+                missed=sum(part.missed for part in parts),
+                delay_s=[delay for part in parts for delay in part.delay_s],
+                false_alarms=alarms,
+                agent_days=data.agent_days,
+            )
         )
-        for kind in kinds
-    ]
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +274,7 @@ class _Clients:
     """A stream without faults, and the same with them."""
 
     healthy: EventBatch
-    faulty: EventBatch
-    faults: Sequence[_Fault]
+    faulty: Sequence[tuple[EventBatch, Sequence[_Fault]]]
     since: float
     """Where warming up ends."""
 
@@ -385,14 +397,18 @@ class Windows:
         with np.load(path) as saved:
             tokens, requests = saved["tokens"].astype(np.float64), saved["requests"].astype(np.float64)
             models = [str(model) for model in saved["model"]]
-        bursts, faults = _with_bursts(tokens)
+        bursts = [_with_bursts(tokens, k) for k in range(_ROUNDS)]
         clients = _Clients(
-            _client_batch(tokens, models), _client_batch(bursts, models), faults, START + _WARM_DAYS * _DAY
+            _client_batch(tokens, models),
+            [(_client_batch(laid, models), faults) for laid, faults in bursts],
+            START + _WARM_DAYS * _DAY,
         )
         events = simulate(days=_SIMULATED_DAYS)
-        changed, changes = _changed(events)
+        changes = [_changed(events, k) for k in range(_ROUNDS)]
         simulated = _Clients(
-            _simulated_batch(events), _simulated_batch(changed), changes, START + _FIRST_CHANGE * _DAY
+            _simulated_batch(events),
+            [(_simulated_batch(changed), faults) for changed, faults in changes],
+            START + _SIMULATED_WARM_DAYS * _DAY,
         )
         rows = list(_level_rows(tokens, requests))
         judged = [contender for contender in contenders if _looks_at_agents(contender)]
@@ -400,13 +416,11 @@ class Windows:
         for contender in judged:
             progress(done / of)
             rows += _lasting_rows(contender.name, contender.make, tokens, models, clients.healthy)
-            rows += _burst_rows(contender.name, contender.make, clients, _BURSTS, "burst")
             rows += _burst_rows(contender.name, contender.make, simulated, _CHANGES, "change")
             done += 1
         for name, more in ESTIMATORS.items():
             progress(done / of)
-            config = OddWindowConfig(estimator=f"river.anomaly.{name}", **more)
-            make = _odd(config)
+            make = _odd(OddWindowConfig(**more))
             rows += _burst_rows(name, make, clients, _BURSTS, "burst")
             rows += _burst_rows(name, make, simulated, _CHANGES, "change")
             done += 1
