@@ -287,29 +287,18 @@ class _Clients:
 
 
 def _lasting_rows(
-    name: str,
-    make: Callable[[], dict[str, Detector]],
-    tokens: Floats,
-    models: Sequence[str],
-    healthy: EventBatch,
+    name: str, make: Callable[[], dict[str, Detector]], healthy: EventBatch, moved: Mapping[str, EventBatch]
 ) -> list[Row]:
+    """Rows per lasting move of all clients; what is found without one is not the move's."""
     native = _found(make, healthy)
+    agents = list(dict.fromkeys(healthy.agent_id))
     rows = []
-    for kind in _LASTING:
+    for kind, batch in moved.items():
         start = START + (0 if kind.endswith("1") else _SHIFT_DAY) * _DAY
-        found = _found(make, _client_batch(tokens * _lasting(kind, tokens.shape[1]), models))
-        own = [one for one in found if one not in native]
-        faults = [_Fault(kind, f"client {client}", start, START + 14 * _DAY) for client in range(len(tokens))]
-        rows.append(
-            _row(
-                name,
-                f"lasting: {kind}",
-                faults,
-                own,
-                false_alarms=_alarms(native, -np.inf),
-                agent_days=len(tokens) * 14.0,
-            )
-        )
+        own = [one for one in _found(make, batch) if one not in native]
+        faults = [_Fault(kind, agent, start, START + 14 * _DAY) for agent in agents]
+        alarms = _alarms(native, -np.inf)
+        rows.append(_row(name, f"lasting: {kind}", faults, own, false_alarms=alarms, agent_days=len(agents) * 14.0))
     return rows
 
 
@@ -410,12 +399,13 @@ class Windows:
             [(_simulated_batch(changed), faults) for changed, faults in changes],
             START + _SIMULATED_WARM_DAYS * _DAY,
         )
+        moved = {kind: _client_batch(tokens * _lasting(kind, tokens.shape[1]), models) for kind in _LASTING}
         rows = list(_level_rows(tokens, requests))
         judged = [contender for contender in contenders if _looks_at_agents(contender)]
         done, of = 1, 1 + len(judged) + len(ESTIMATORS)
         for contender in judged:
             progress(done / of)
-            rows += _lasting_rows(contender.name, contender.make, tokens, models, clients.healthy)
+            rows += _lasting_rows(contender.name, contender.make, clients.healthy, moved)
             rows += _burst_rows(contender.name, contender.make, simulated, _CHANGES, "change")
             done += 1
         for name, more in ESTIMATORS.items():
