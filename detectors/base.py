@@ -210,6 +210,11 @@ class Detector(ABC):
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         """Scores, then learns, the batch's events in order; returns what was found."""
 
+    def review(self, batch: EventBatch, found: Sequence[Finding]) -> Sequence[Finding]:
+        """What all detectors found in a batch, after `update` has seen it: the same findings in the same order,
+        with more evidence or another severity where this detector knows better."""
+        return found
+
     def reserve(self, rows: int) -> None:
         """Makes sure that state exists for rows 0 .. rows - 1."""
         for table in self.tables.values():

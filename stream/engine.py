@@ -236,6 +236,9 @@ class Engine:
             return
         place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found.sort(key=lambda finding: place[finding.event_id])
+        if found:
+            for name, detector in list(self._detectors.items()):
+                found = list(self._guard(name, partial(detector.review, batch, found)) or found)
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 

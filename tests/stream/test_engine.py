@@ -8,7 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -154,6 +154,21 @@ class RootRecorder(Recorder):
     """The same for root runs."""
 
     spec: ClassVar[Spec] = Spec("root_recorder", version=1, scope=Scope.ROOT)
+
+
+class Reviewer(Recorder):
+    """Adds to what others found in a batch how many events it had."""
+
+    spec: ClassVar[Spec] = Spec("reviewer", version=1, scope=Scope.AGENT)
+    breaks: ClassVar[bool] = False
+
+    def update(self, batch: EventBatch) -> list[Finding]:
+        return []
+
+    def review(self, batch: EventBatch, found: Sequence[Finding]) -> list[Finding]:
+        if self.breaks:
+            raise ZeroDivisionError("a bug")
+        return [replace(finding, evidence={"reviewed": len(batch)}) for finding in found]
 
 
 class Raiser(Recorder):
@@ -345,6 +360,20 @@ def test_a_detector_that_raises_is_left_out_and_the_others_go_on(caplog: pytest.
     assert len(raiser.batches) == 2
     assert len(healthy.seen) == 4
     assert [record.message for record in caplog.records] == ["detector raiser failed and is switched off until restart"]
+
+
+def test_a_detector_may_review_what_others_found() -> None:
+    engine = engine_with(Reviewer, Recorder)
+    result = process(engine, [Event(0, tool="find me"), Event(1)])[0]
+    assert [(finding.detector, finding.evidence) for finding in result.findings] == [("recorder", {"reviewed": 2})]
+
+
+def test_a_review_that_raises_leaves_the_findings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reviewer, "breaks", True)
+    engine = engine_with(Reviewer, Recorder)
+    result = process(engine, [Event(0, tool="find me")])[0]
+    assert [(finding.detector, finding.evidence) for finding in result.findings] == [("recorder", {})]
+    assert engine.quarantined == {"reviewer": "ZeroDivisionError: a bug"}
 
 
 def test_a_detector_that_raises_in_a_tick_is_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,278 @@
+"""Agents whose usual has moved: a new model, a new prompt, or a little more every day."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from detectors.base import Detector, DetectorConfig, Spec, Table, register, setting
+from detectors.moved import Move, adwin, page_hinkley, settled
+from detectors.rounds import rounds
+from detectors.types import UNKNOWN, EventBatch, Finding, Floats, Ints, Scope
+
+WINDOW_S, DAY_S = 600.0, 86400.0
+
+DAYS = 16
+"""Days of activity remembered per agent: what doubles in two weeks is seen whole."""
+
+LEVELS = {
+    "tokens": "effective tokens per active 10 min",
+    "size": "effective tokens per call",
+    "answer": "tokens written per token read",
+    "uncached": "uncached tokens per token read",
+}
+"""What a day was like, each as a natural logarithm; its unit."""
+
+_CACHE_FLOOR = 0.05
+"""Least uncached share told apart: below it the rest of the call costs more."""
+
+_SUMS = ("tokens", "sized", "input", "output", "read", "uncached", "level", "windows")
+
+
+class DriftConfig(DetectorConfig):
+    """When a level has moved for good."""
+
+    model: Literal["page_hinkley", "adwin"] = setting(
+        "page_hinkley",
+        unit="model of river",
+        why="Drift model the daily levels go through.",
+        source="on daily levels ADWIN found hardly any of the shifts Page-Hinkley finds (docs/detection.md)",
+    )
+    threshold: float = setting(
+        8.0,
+        unit="day-to-day deviations",
+        why="Page-Hinkley: sum of distances from the running mean at which a level has moved.",
+        source="fewest false alarms on 62 production clients (ServeGen) before recall falls; 4 made a third more",
+        gt=0,
+    )
+    slack: float = setting(
+        0.5,
+        unit="day-to-day deviations",
+        why="Page-Hinkley: distance from the running mean that counts for nothing.",
+        source="half the smallest shift worth finding, as Page has it",
+        ge=0,
+    )
+    delta: float = setting(
+        0.3,
+        unit="probability",
+        why="ADWIN: chance of a cut where nothing moved.",
+        source="the most sensitive tried: days are too few for smaller ones",
+        gt=0,
+        lt=1,
+    )
+    least_factor: float = setting(
+        1.5,
+        unit="times",
+        why="Smaller moves are nobody's concern.",
+        source="a bill half as high again; 1.75 halved what was found of creeps",
+        gt=1,
+    )
+    settled_days: int = setting(
+        3,
+        unit="active days",
+        why="Latest days that must all lie beyond the move, and fewest days before it.",
+        source="longer than a weekend",
+        ge=2,
+        le=DAYS // 2,
+    )
+    day_windows: int = setting(
+        3, unit="active 10 minutes", why="A day with fewer tells no level.", source="half an hour of activity", ge=1
+    )
+    noise: float = setting(
+        0.1,
+        unit="nats",
+        why="Least day-to-day deviation assumed.",
+        source="a tenth: below it a steady agent would be noticed for single percents",
+        gt=0,
+    )
+
+
+@register
+class Drift(Detector):
+    """What an agent usually takes has moved for good, and is reported instead of silently learned.
+
+    Levels are taken per day of activity, so the hours of a day cannot move them: effective tokens per active
+    ten minutes, effective tokens per call, output per input token, uncached share of input. A drift model of
+    river goes over the remembered days whenever one ends.
+
+    Fires when: the model says that a level moved, and the latest 3 active days all lie at least a factor of
+        1.5 from the median before, on one side (warning). The days before it are forgotten then, so a move is
+        reported once, and a creep once per factor of 1.5.
+    Quiet when: there are fewer than 6 active days; a level comes back within 3 days, as after a weekend; tokens
+        are unknown.
+    Units: those of the level; score 1 - 1 / factor.
+    State: about 356 bytes per agent: 4 levels of 16 days, the open day and its models.
+    Source: Page 1954 and Hinkley 1971, Bifet and Gavalda 2007, by river.drift; settings measured on 62
+        production clients.
+    """
+
+    spec: ClassVar[Spec] = Spec("drift", version=1, scope=Scope.AGENT)
+    Config: ClassVar[type[DetectorConfig]] = DriftConfig
+
+    def __init__(self, config: DriftConfig) -> None:
+        self.config = config
+        self._table = Table(
+            {
+                "window": (np.int32, -1),
+                "window_tokens": (np.float64, 0.0),
+                "day": (np.int32, -1),
+                **dict.fromkeys(_SUMS, (np.float32, 0.0)),
+                # A bit per model, by its hash: of the open day, of the days before, and when a new one came.
+                "models": (np.uint64, 0),
+                "known_models": (np.uint64, 0),
+                "model_day": (np.int32, -1),
+                "days": (np.uint16, 0, DAYS),
+                **{f"{name}_levels": (np.float32, np.nan, DAYS) for name in LEVELS},
+            }
+        )
+        self.tables = {"agents": self._table}
+
+    def update(self, batch: EventBatch) -> Sequence[Finding]:
+        entity = batch.entities[self.spec.scope]
+        if not len(batch):
+            return ()
+        self.reserve(int(entity.row.max()) + 1)
+        found: list[tuple[int, Finding]] = []
+        for at in rounds(entity.row):
+            self.forget(entity.row[at[entity.new[at]]])
+            at = at[batch.tokens[at] > 0]
+            found += self._end_days(batch, at, entity.row[at])
+            self._count(batch, at, entity.row[at])
+        found.sort(key=lambda pair: pair[0])
+        return [finding for _, finding in found]
+
+    def _count(self, batch: EventBatch, at: Ints, row: Ints) -> None:
+        table = self._table
+        used, given, cached, written = batch.tokens[at] / 1e3, batch.input[at], batch.cached[at], batch.output[at]
+        table["window_tokens"][row] += used
+        table["tokens"][row] += used.astype(np.float32)
+        table["sized"][row] += 1
+        both = (given > 0) & (written >= 0)
+        table["input"][row] += np.where(both, given, 0).astype(np.float32)
+        table["output"][row] += np.where(both, written, 0).astype(np.float32)
+        both = (given > 0) & (cached >= 0)
+        table["read"][row] += np.where(both, given, 0).astype(np.float32)
+        table["uncached"][row] += np.where(both, np.maximum(given - cached, 0), 0).astype(np.float32)
+        model = batch.model[at]
+        bit = np.left_shift(np.uint64(1), model % np.uint64(64))
+        table["models"][row] |= np.where(model != UNKNOWN, bit, np.uint64(0))
+
+    def _end_days(self, batch: EventBatch, at: Ints, row: Ints) -> list[tuple[int, Finding]]:
+        """Closes the windows and days that these events lie behind."""
+        table = self._table
+        window = np.clip(np.floor(batch.ts[at] / WINDOW_S), 0, 2**31 - 1).astype(np.int32)
+        day = np.clip(np.floor(batch.ts[at] / DAY_S), 0, 2**16 - 1).astype(np.int32)
+        over = window > table["window"][row]
+        closing = row[over]
+        had = closing[table["window_tokens"][closing] > 0]
+        table["level"][had] += np.log(table["window_tokens"][had]).astype(np.float32)
+        table["windows"][had] += 1
+        table["window_tokens"][closing] = 0.0
+        table["window"][closing] = window[over]
+
+        ended = (day > table["day"][row]) & (table["day"][row] >= 0)
+        found: list[tuple[int, Finding]] = []
+        if ended.any():
+            self._remember(row[ended])
+            for i, r in zip(at[ended].tolist(), row[ended].tolist(), strict=True):
+                found += [(i, finding) for finding in self._moves(batch, i, r)]
+        table["day"][row] = np.maximum(table["day"][row], day)
+        return found
+
+    def _remember(self, row: Ints) -> None:
+        """Adds the open day's levels to those remembered, and opens the next."""
+        table = self._table
+        sums = {name: table[name][row].astype(np.float64) for name in _SUMS}
+        table["model_day"][row] = np.where(
+            (table["known_models"][row] != 0) & (table["models"][row] & ~table["known_models"][row] != 0),
+            table["day"][row],
+            table["model_day"][row],
+        )
+        table["known_models"][row] |= table["models"][row]
+        enough = sums["windows"] >= self.config.day_windows
+        share = np.maximum(_ratio(sums["uncached"], sums["read"]), _CACHE_FLOOR)
+        levels = {
+            "tokens": _ratio(sums["level"], sums["windows"]),
+            "size": _ln(_ratio(sums["tokens"], sums["sized"])),
+            "answer": _ln(_ratio(sums["output"], sums["input"])),
+            "uncached": _ln(share),
+        }
+        kept = row[enough]
+        for name, values in levels.items():
+            column = table[f"{name}_levels"]
+            column[kept] = np.concatenate([column[kept, 1:], values[enough, None]], axis=1)
+        table["days"][kept] = np.concatenate([table["days"][kept, 1:], table["day"][kept, None]], axis=1)
+        for name in (*_SUMS, "models"):
+            table[name][row] = 0
+
+    def _moves(self, batch: EventBatch, i: int, row: int) -> list[Finding]:
+        table = self._table
+        moves = []
+        for name in LEVELS:
+            column = table[f"{name}_levels"][row]
+            known = np.flatnonzero(~np.isnan(column))
+            move = self.move(column[known].astype(np.float64))
+            if move is not None:
+                moves.append((abs(move.after - move.before), name, move, int(known[move.at])))
+        if not moves:
+            return []
+        # One cause, one finding: of levels that moved together, the one that moved most is told.
+        _, name, move, start = max(moves, key=lambda found: found[0])
+        finding = self._finding(batch, i, row, name, move, int(table["days"][row, start]))
+        # The new level is learned on purpose: what was before it no longer counts.
+        for name in LEVELS:
+            table[f"{name}_levels"][row, :start] = np.nan
+        return [finding]
+
+    def move(self, levels: Floats) -> Move | None:
+        """Where known daily levels, oldest first, have moved for good, if they have."""
+        config = self.config
+        if len(levels) < 2 * config.settled_days:
+            return None
+        scale = max(config.noise, 1.4826 / math.sqrt(2) * float(np.median(np.abs(np.diff(levels)))))
+        if config.model == "adwin":
+            at = adwin(levels / scale, config.delta)
+        else:
+            at = page_hinkley(levels / scale, config.threshold, config.slack)
+        return settled(levels, at, math.log(config.least_factor), config.settled_days)
+
+    def _finding(self, batch: EventBatch, i: int, row: int, name: str, move: Move, since: int) -> Finding:
+        table = self._table
+        before, after = math.exp(move.before), math.exp(move.after)
+        by_model = abs(int(table["model_day"][row]) - since) <= 1
+        days = int(table["day"][row]) - since + 1
+        when = f"since its model changed {days} days ago" if by_model else f"for {days} days"
+        factor = max(after / before, before / after)
+        return Finding.at(
+            batch,
+            i,
+            detector=self.spec.name,
+            rule=name,
+            severity="warning",
+            scope=self.spec.scope,
+            score=1 - 1 / factor,
+            observed=float(f"{after:.5g}"),
+            expected=float(f"{before:.5g}"),
+            unit=LEVELS[name],
+            reason=f"agent {batch.agent_id[i]} takes {_number(after)} {LEVELS[name]} {when}, {_number(before)} before",
+            evidence={
+                "since": since * DAY_S,
+                "factor": round(after / before, 3),
+                "model_changed": by_model,
+            },
+        )
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return part / np.where(whole > 0, whole, np.nan)
+
+
+def _ln(values: Floats) -> Floats:
+    return np.log(np.where(values > 0, values, np.nan))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
