@@ -10,10 +10,11 @@ The trap is the commit. Faust takes every offset it was not given for a gap that
 past it: given offsets 99, 199 and 299 it would commit 300 once 299 is acknowledged, with 99 and 199 still at
 work. So this consumer
 
-- sets `_read_offset` just below a message before it is handed out, so that Faust sees no gap;
 - keeps the runs that were handed out, per partition and in order, and overrides `_new_offset` to commit to
   the end of the longest row of runs that are all acknowledged. Holes in the log (compaction, transactions,
   retention) lie between runs or within them and stop nothing;
+- sets `_read_offset` just below a message before it is handed out, or Faust would note a gap for every run,
+  for ever;
 - looks at the message whether a run is acknowledged, not at the list of acknowledged offsets: after a
   rebalance Faust acknowledges messages of the former assignment that nobody has worked on.
 
