@@ -183,13 +183,21 @@ class _Calibration:
 
 
 async def _batches(
-    app: Any, name: str, stream: Any, settings: Settings, work: Callable[[list[Any]], Awaitable[None]]
+    app: Any,
+    name: str,
+    stream: Any,
+    settings: Settings,
+    busy: asyncio.Lock,
+    work: Callable[[list[Any]], Awaitable[None]],
 ) -> None:
     """Hands batches of events to `work`; what goes wrong there stops the worker.
 
     A batch is what waits at the moment, so the slower the work, the larger the batches. Faust would restart a
     failing agent and go on after the batch. Its events must not be acknowledged, so that whoever takes over
     sees them again.
+
+    Args:
+        busy: Held while a batch is worked on.
     """
     stream = stream.noack()
     events = aiter(stream.events())
@@ -210,7 +218,10 @@ async def _batches(
                     await asyncio.wait([coming], timeout=_TAKE_S)
                     event = coming.result() if coming.done() else None
             try:
-                await work(batch)
+                async with busy:
+                    # What was taken before partitions moved comes again, to whoever has them now.
+                    now = app.consumer_generation_id if app.flow_control.is_active() else None
+                    await work([event for event in batch if event.message.generation_id == now])
             except Exception as error:
                 log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
                 await app.crash(error)
@@ -239,6 +250,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
+    busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -253,7 +265,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, ingest_batch)
+        await _batches(app, "ingest", stream, settings, busy["ingest"], ingest_batch)
 
     async def ingest_batch(events: list[Any]) -> None:
         records = [_record(raw) for event in events for raw in event.message.value]
@@ -317,11 +329,11 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.events), name="watch")
     async def watch_agent(stream: Any) -> None:
-        await _batches(app, "watch", stream, settings, partial(detect_batch, topics.events))
+        await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, "graph", stream, settings, partial(detect_batch, topics.graph))
+        await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
@@ -376,7 +388,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, "incidents", stream, settings, incident_batch)
+        await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
 
     async def incident_batch(events: list[Any]) -> None:
         for event in events:
@@ -409,7 +421,10 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
-        # What is done need not come again.
+        # What is in hand is finished, what is done need not come again.
+        for lock in list(busy.values()):
+            async with lock:
+                pass
         await app.consumer.commit()
 
     @app.on_partitions_assigned.connect
