@@ -1,6 +1,7 @@
 """The Faust agents: the stages of `stream.stages` connected to their topics.
 
-A batch is acknowledged when everything it led to is on Kafka. No exception leaves a stage: a record nobody
+An event is a run of records of one partition (`stream.transport`): its message's value is the list of raw
+records. It is acknowledged when everything it led to is on Kafka. No exception leaves a stage: a record nobody
 can read becomes a dead letter; anything else stops the worker with the batch not acknowledged, so that
 nothing is lost.
 """
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_S = 0.25
 _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
+_TAKE_S = 0.05
+"""Far more than it takes to get an event that waits."""
 _FOR_EVER_MS = 1 << 62
 
 
@@ -180,21 +183,63 @@ class _Calibration:
 
 
 async def _batches(
-    app: Any, name: str, stream: Any, settings: Settings, work: Callable[[list[Any]], Awaitable[None]]
+    app: Any,
+    name: str,
+    stream: Any,
+    settings: Settings,
+    busy: asyncio.Lock,
+    work: Callable[[list[Any]], Awaitable[None]],
 ) -> None:
     """Hands batches of events to `work`; what goes wrong there stops the worker.
 
-    Faust would restart the agent and go on after the batch. Its events must not be acknowledged, so that
-    whoever takes over sees them again.
+    A batch is what waits at the moment, so the slower the work, the larger the batches. Faust would restart a
+    failing agent and go on after the batch. Its events must not be acknowledged, so that whoever takes over
+    sees them again.
+
+    Args:
+        busy: Held while a batch is worked on.
     """
-    kafka = settings.kafka
-    async for events in stream.noack_take(kafka.batch_records, within=kafka.batch_wait_s):
-        try:
-            await work(events)
-        except Exception as error:
-            log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
-            await app.crash(error)
-            raise
+    stream = stream.noack()
+    events = aiter(stream.events())
+
+    def following() -> asyncio.Future[Any]:
+        return asyncio.ensure_future(anext(events, None))
+
+    coming = following()
+    try:
+        while (event := await coming) is not None:
+            batch, records = [], 0
+            while event is not None:
+                batch.append(event)
+                records += len(event.message.value)
+                coming, event = following(), None
+                if records < settings.kafka.batch_records and not stream.channel.queue.empty():
+                    # At a rebalance what waits is thrown away: nobody may wait for it with a batch in hand.
+                    await asyncio.wait([coming], timeout=_TAKE_S)
+                    event = coming.result() if coming.done() else None
+            try:
+                async with busy:
+                    # What was taken before partitions moved comes again, to whoever has them now.
+                    now = app.consumer_generation_id if app.flow_control.is_active() else None
+                    await work([event for event in batch if event.message.generation_id == now])
+            except Exception as error:
+                log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
+                await app.crash(error)
+                raise
+    finally:
+        coming.cancel()
+
+
+class _Run:
+    """Acknowledges an event when all its records are done."""
+
+    def __init__(self, event: Any) -> None:
+        self._event, self._left = event, len(event.message.value)
+
+    def done(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._event.ack()
 
 
 def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
@@ -205,6 +250,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
+    busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -219,10 +265,10 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, ingest_batch)
+        await _batches(app, "ingest", stream, settings, busy["ingest"], ingest_batch)
 
     async def ingest_batch(events: list[Any]) -> None:
-        records = [_record(event.message) for event in events]
+        records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             await send(ingest_stage.process(records))
             progress.passed_on(records)
@@ -263,8 +309,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         async with order[chosen]:
             messages, done = chosen.step()
             await send(messages)
-        for event in done:
-            event.ack()
+        for run in done:
+            run.done()
 
     async def detect_batch(name: str, events: Sequence[Any]) -> None:
         by_partition: dict[int, list[Any]] = defaultdict(list)
@@ -273,19 +319,21 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         for partition, mine in by_partition.items():
             chosen = stage(name, partition)
             for event in mine:
-                letter = chosen.add(event.message.value, event)
-                if letter is not None:
-                    await send([letter])
-                    event.ack()
+                run = _Run(event)
+                for raw in event.message.value:
+                    letter = chosen.add(raw.value, run)
+                    if letter is not None:
+                        await send([letter])
+                        run.done()
             await step(chosen)
 
     @app.agent(topic(topics.events), name="watch")
     async def watch_agent(stream: Any) -> None:
-        await _batches(app, "watch", stream, settings, partial(detect_batch, topics.events))
+        await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, "graph", stream, settings, partial(detect_batch, topics.graph))
+        await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
@@ -340,13 +388,14 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, "incidents", stream, settings, incident_batch)
+        await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
 
     async def incident_batch(events: list[Any]) -> None:
         for event in events:
-            changes, letter = incident_stage.process(event.message.value)
-            await send([letter] if letter is not None else [])
-            await tell(changes)
+            for raw in event.message.value:
+                changes, letter = incident_stage.process(raw.value)
+                await send([letter] if letter is not None else [])
+                await tell(changes)
             event.ack()
         for source in incident_stage.incidents.sources:
             heard[source] = clock.monotonic()
@@ -370,6 +419,14 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         await runner.close()
         await progress.stop()
 
+    @app.on_partitions_revoked.connect
+    async def revoked(*_: Any, **__: Any) -> None:
+        # What is in hand is finished, what is done need not come again.
+        for lock in list(busy.values()):
+            async with lock:
+                pass
+        await app.consumer.commit()
+
     @app.on_partitions_assigned.connect
     async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
         mine = {(tp.topic, tp.partition) for tp in assigned}
@@ -388,20 +445,19 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         await progress.start()
 
 
-def _record(message: Any) -> Record:
+def _record(raw: Any) -> Record:
     return Record(
-        value=message.value,
-        source=message.partition,
-        position=message.offset,
-        log_ms=round(message.timestamp * 1000),
-        sequence=_sequence(message.headers),
+        value=raw.value,
+        source=raw.partition,
+        position=raw.offset,
+        log_ms=raw.timestamp,
+        sequence=_sequence(raw.headers),
     )
 
 
-def _sequence(headers: Any) -> int:
+def _sequence(headers: Sequence[tuple[str, bytes | None]]) -> int:
     """The sequence number in a record's headers, 0 if there is none."""
-    pairs = headers.items() if isinstance(headers, dict) else headers or ()
-    for name, value in pairs:
+    for name, value in headers:
         if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
             return int.from_bytes(value, "big") & ((1 << 63) - 1)
     return 0

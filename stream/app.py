@@ -11,7 +11,9 @@ from mode import Worker
 from stream.agents import attach
 from stream.clock import SystemClock
 from stream.settings import Settings
+from stream.stages import Topics
 from stream.topics import layout
+from stream.transport import Transport
 
 
 def build(settings: Settings, folder: str) -> Any:
@@ -35,6 +37,8 @@ def build(settings: Settings, folder: str) -> Any:
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
         broker_commit_interval=1.0,
+        # What agents hold may wait for records that come later: neither a shutdown nor a rebalance waits for it.
+        stream_wait_empty=False,
         producer_linger=0.005,
         producer_max_request_size=1 << 20,
         datadir=folder,
@@ -43,6 +47,9 @@ def build(settings: Settings, folder: str) -> Any:
         web_bind=settings.worker.health_host,
         autodiscover=False,
     )
+    topics = Topics.of(settings.kafka)
+    agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
+    app.transport = Transport(app, agents_read, settings.kafka.batch_records)
     attach(app, settings, counts, SystemClock())
     return app
 

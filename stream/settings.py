@@ -237,9 +237,6 @@ class KafkaSettings(Section):
     batch_records: int = setting(
         2000, unit="records", why="Most records processed at once.", source="batches above 1,000 gain little", ge=1
     )
-    batch_wait_s: float = setting(
-        0.05, unit="s", why="Longest wait for a batch to fill.", source="well below a second to the finding", gt=0
-    )
     hold_s: float = setting(
         0.5,
         unit="s",

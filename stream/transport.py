@@ -1,0 +1,259 @@
+"""Records into Faust agents by the run instead of one by one.
+
+Faust hands every record to its agent through two tasks: about 10,000 records/s on a core, a small part of
+what aiokafka reads. With this transport an agent gets one message per run: consecutive records of one
+partition, as they were read. The message's value is the list of aiokafka's records, its offset that of the
+last one. Everything else is Faust's own code: fetching, fairness, flow control, rebalancing, the commit.
+Topics that are not named (tables, changelogs, replies) are read as ever.
+
+The trap is the commit. Faust takes every offset it was not given for a gap that needs no work, and commits
+past it: given offsets 99, 199 and 299 it would commit 300 once 299 is acknowledged, with 99 and 199 still at
+work. So this consumer
+
+- keeps the runs that were handed out, per partition and in order, and overrides `_new_offset` to commit to
+  the end of the longest row of runs that are all acknowledged. Holes in the log (compaction, transactions,
+  retention) lie between runs or within them and stop nothing;
+- sets `_read_offset` just below a message before it is handed out, or Faust would note a gap for every run,
+  for ever;
+- looks at the message whether a run is acknowledged, not at the list of acknowledged offsets: after a
+  rebalance Faust acknowledges messages of the former assignment that nobody has worked on.
+
+Overriding `Message.on_final_ack` or `Consumer.ack` looks right, and silently stops all commits after the
+first: the compiled stream iterator calls neither.
+
+Records that were read and not handed out yet stay here: a partition that is paused in between goes on where
+it stopped. A seek or a rebalance drops them. While an agent leaves a run's worth of records of a partition
+untouched in its stream, that partition is not read on, so a slow agent costs a few runs of memory.
+
+`tests/stream/test_transport.py` fails when a release of Faust changes what this relies on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+
+_RUN_BYTES = 1 << 20
+"""Most bytes of one run, unless a single record is larger."""
+_LOOK_AGAIN_S = 0.005
+"""How soon to look whether an agent has taken what waits in its stream. A run takes it longer."""
+
+_HELD = object()
+"""Stands in Faust's lists of fetched records for what this consumer holds of a partition."""
+
+
+class _Run:
+    """A message that was handed out."""
+
+    __slots__ = ("bytes", "first", "last", "message", "records")
+
+    def __init__(self, message: Any, first: int, last: int, records: int, size: int) -> None:
+        self.message, self.first, self.last, self.records, self.bytes = message, first, last, records, size
+
+    def acked(self) -> bool:
+        """Whether all is done; if so, lets go of the records, even while runs before it are at work."""
+        if self.message is not None and self.message.acked:
+            self.message = None
+        return self.message is None
+
+    def taken(self) -> bool:
+        """Whether a stream has handed it to its agent."""
+        return self.message is None or bool(self.message.tracked)
+
+
+class Consumer(driver.Consumer):
+    """Hands out runs of records of the transport's topics."""
+
+    transport: Transport
+
+    def _reset_state(self) -> None:
+        super()._reset_state()
+        self._held: dict[TP, list[Any]] = {}
+        self._runs: dict[TP, deque[_Run]] = {}
+        self._done: dict[TP, int] = {}
+        """All before this offset is done."""
+        self._sought: dict[TP, int] = {}
+        """Where the next run of a partition begins anew."""
+
+    def _batched(self, tp: TP) -> bool:
+        return tp.topic in self.transport.topics
+
+    # ------------------------------------------------------------------------------------- reading
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109  Faust's signature
+        async for tp, message in super().getmany(timeout):
+            if message is not None:
+                yield tp, message
+
+    async def _getmany(
+        self,
+        active_partitions: set[TP] | None,
+        timeout: float,  # noqa: ASYNC109  Faust's signature
+    ) -> Mapping[TP, list[Any]]:
+        if active_partitions is None:  # an application that only sends and asks has no agents
+            return await super()._getmany(active_partitions, timeout)
+        full = {tp for tp in active_partitions if self._full(tp)}
+        held = {tp for tp in self._held if tp in active_partitions}
+        ready = held - full
+        if ready:
+            timeout = 0
+        elif full:
+            timeout = min(timeout, _LOOK_AGAIN_S)
+        fetched: Mapping[TP, list[Any]] = {}
+        # To aiokafka no partitions means all of them.
+        if wanted := active_partitions - full - held:
+            fetched = await super()._getmany(wanted, timeout)
+        else:
+            await asyncio.sleep(0 if ready else timeout)
+        items: dict[TP, list[Any]] = {}
+        for tp, records in fetched.items():
+            if self._batched(tp):
+                self._held.setdefault(TP(*tp), []).extend(records)
+                ready.add(TP(*tp))
+            else:
+                items[tp] = records
+        return items | {tp: [_HELD] for tp in ready}
+
+    def _full(self, tp: TP) -> bool:
+        """Whether enough of a partition waits in its agent's stream."""
+        records = size = 0
+        if tp in self._sought:  # what was handed out before the seek does not count
+            return False
+        for run in reversed(self._runs.get(tp, ())):
+            if run.taken():
+                break
+            records += run.records
+            size += run.bytes
+        return records >= self.transport.run_records or size >= _RUN_BYTES
+
+    def _to_message(self, tp: TP, record: Any) -> Any:
+        """The next run of a partition as a message; None if what was held has been dropped in the meantime."""
+        if record is not _HELD:
+            return super()._to_message(tp, record)
+        held = self._held.pop(tp, None)
+        if held is None:
+            return None
+        run, size = _cut(held, self.transport.run_records)
+        if len(run) < len(held):
+            self._held[tp] = held[len(run) :]
+        first, last = run[0], run[-1]
+        message = ConsumerMessage(
+            last.topic,
+            last.partition,
+            last.offset,
+            last.timestamp / 1000,
+            last.timestamp_type,
+            headers=None,
+            key=None,
+            value=run,  # type: ignore[arg-type]  # Faust hands it on as it is
+            checksum=None,
+            serialized_key_size=0,
+            serialized_value_size=size,
+            tp=tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+        runs = self._runs.setdefault(tp, deque())
+        if (restart := self._sought.pop(tp, None)) is not None:
+            # What was handed out from there on comes again: only the new messages count for it.
+            while runs and runs[-1].first >= restart:
+                runs.pop()
+            if runs:
+                runs[-1].last = min(runs[-1].last, restart - 1)
+        self._advance(tp)
+        runs.append(_Run(message, first.offset, last.offset, len(run), size))
+        self._read_offset[tp] = last.offset - 1
+        return message
+
+    # ---------------------------------------------------------------------------------- committing
+
+    def _advance(self, tp: TP) -> None:
+        runs = self._runs.get(tp)
+        while runs and runs[0].acked():
+            self._done[tp] = runs.popleft().last + 1
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if not self._batched(tp):
+            return super()._new_offset(tp)
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        self._advance(tp)
+        for run in self._runs.get(tp, ()):
+            run.acked()
+        return self._done.get(tp)
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        # When partitions are revoked Faust forgets what was acknowledged before it commits for the last time.
+        yield from super()._filter_tps_with_pending_acks(topics)
+        for tp in self._runs:
+            if tp not in self._acked and (topics is None or tp in topics or tp.topic in topics):
+                yield tp
+
+    # ------------------------------------------------------------------- seeking and reassignment
+
+    def _restart(self, tp: TP, offset: int) -> None:
+        self._held.pop(tp, None)
+        self._sought[tp] = offset
+
+    async def perform_seek(self) -> None:
+        await super().perform_seek()
+        for tp in self.assignment():
+            # Where nothing was committed yet, Faust leaves the position where it is.
+            if self._batched(tp) and (offset := self._read_offset[tp]):
+                self._restart(tp, offset)
+
+    async def seek(self, partition: TP, offset: int) -> None:
+        await super().seek(partition, offset)
+        if self._batched(partition):
+            self._restart(TP(*partition), offset)
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        # In the thread that reads: then whatever was read before the seek has arrived when it returns.
+        def seek() -> Any:
+            return self._thread.seek(partition, offset)
+
+        await self._thread.call_thread(seek)
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        for tp, offset in partitions.items():
+            if self._batched(tp):
+                await self.seek(tp, offset)
+        await super().seek_wait({tp: offset for tp, offset in partitions.items() if not self._batched(tp)})
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        try:
+            # Waits for the agents to finish what they have begun, and commits it.
+            await super().on_partitions_revoked(revoked)
+        finally:
+            for known in (self._held, self._runs, self._done, self._sought):
+                for tp in revoked:
+                    known.pop(tp, None)
+
+
+def _cut(records: list[Any], most: int) -> tuple[list[Any], int]:
+    """The first run of records, and its size in bytes."""
+    run = records[:most]
+    sizes = [record.serialized_value_size + record.serialized_key_size for record in run]
+    size = sum(sizes)
+    while size > _RUN_BYTES and len(sizes) > 1:
+        size -= sizes.pop()
+    return run[: len(sizes)], size
+
+
+class Transport(driver.Transport):
+    """Faust's transport, with runs of records for the agents of some topics.
+
+    Args:
+        topics: Topics whose agents take runs.
+        run_records: Most records of one run.
+    """
+
+    Consumer: ClassVar[type[Any]] = Consumer
+
+    def __init__(self, app: Any, topics: Iterable[str], run_records: int) -> None:
+        super().__init__(app.conf.broker_consumer, app)
+        self.topics, self.run_records = frozenset(topics), run_records
