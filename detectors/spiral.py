@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ from detectors.base import (
     Detector,
     DetectorConfig,
     Spec,
+    StateError,
     Table,
     levels,
     pace,
@@ -26,6 +28,14 @@ from detectors.types import UNKNOWN, EventBatch, Finding, Ints, Kind, Scope, bey
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
+
+TREES = 8
+"""Trees per entry agent whose sizes are remembered."""
+
+AGENTS = 4096
+"""Entry agents whose trees' sizes are remembered."""
+
+_decode_sizes = msgspec.msgpack.Decoder(tuple[str, int, list[tuple[int, list[int]]]]).decode
 
 
 class SpiralConfig(DetectorConfig):
@@ -79,6 +89,13 @@ class SpiralConfig(DetectorConfig):
         why="A planned fan-out has been started after this time; a pause as long ends a burst.",
         source="public incident: 188 agents in a minute, to be seen within 10 s",
         gt=0,
+    )
+    usual_factor: float = setting(
+        1.5,
+        unit="ratio",
+        why="A tree may start so many times the runs that two earlier trees of the same entry agent had.",
+        source="assumed: a nightly batch grows, but not by half between nights",
+        ge=1,
     )
     healthy_reproduction: float = setting(
         0.6,
@@ -190,11 +207,12 @@ class Spiral(Detector):
         started runs start more than 0.6 runs each, with evidence of 14.75 (20) nats; the tree is 5 (8)
         levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was said, or any
         agents take 20 (40) turns, without a new tool result in between. In brackets: critical.
-    Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; handoffs bring
-        new tool results; producers send no root run and no parents (then there is no tree to see).
+    Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
+        the same agent have twice been about as large (for runs started directly); handoffs bring new tool
+        results; producers send no root run and no parents (then there is no tree to see).
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, decayed spawn counts, the burst, the evidence on reproduction, the depth, the
-        current pair with its message counts, and 16 remembered results and 16 contents; about 510 bytes.
+        current pair with its message counts, and 16 remembered results and 16 contents; about 530 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -215,6 +233,8 @@ class Spiral(Detector):
                 "burst_round": (np.uint64, 0),
                 "runs": (np.int64, 0),
                 "depth": (np.int64, 0),
+                "entry": (np.uint64, 0),
+                "usual": (np.float64, 0.0),
                 "sender": (np.uint64, 0),
                 "receiver": (np.uint64, 0),
                 "hops": (np.int32, 0),
@@ -229,6 +249,8 @@ class Spiral(Detector):
         rules = ("fan_out", "burst", "nested", "reproduction", "depth", "ping_pong", "handoffs")
         self._alarms = {rule: Table(ALARM_FIELDS) for rule in rules}
         self._growth = Table(FIELDS)
+        # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
+        self._sizes: dict[int, list[int]] = {}
         self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
@@ -242,13 +264,54 @@ class Spiral(Detector):
         for at in rounds(entity.row):
             rows = entity.row[at]
             if entity.new[at].any():
-                self.forget(rows[entity.new[at]])
+                # Nothing is learned here: when this happens among trees depends on how batches are cut.
+                super().forget(rows[entity.new[at]])
+            self._begin(rows, batch.sender[at])
             self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
+
+    def forget(self, rows: Ints) -> None:
+        """A tree that ends tells how large the trees of the agent that began it become."""
+        known = rows[rows < self._tree.rows]
+        known = known[(self._tree["entry"][known] != UNKNOWN) & (self._tree["runs"][known] > 0)]
+        for entry, runs in zip(self._tree["entry"][known].tolist(), self._tree["runs"][known].tolist(), strict=True):
+            self._sizes[entry] = [*self._sizes.pop(entry, []), runs][-TREES:]
+        while len(self._sizes) > AGENTS:
+            del self._sizes[next(iter(self._sizes))]
+        super().forget(rows)
+
+    def dump_shared(self) -> bytes:
+        """How large the agents' earlier trees were."""
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, list(self._sizes.items())))
+
+    def load_shared(self, page: bytes) -> None:
+        """Takes a page of `dump_shared`."""
+        if not page:
+            return
+        try:
+            name, version, sizes = _decode_sizes(page)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StateError("saved shared state is damaged: it is not a page of a detector") from error
+        if (name, version) != (self.spec.name, self.spec.version):
+            raise StateError(
+                f"saved shared state is of {name} version {version}, "
+                f"this is {self.spec.name} version {self.spec.version}"
+            )
+        self._sizes = dict(sizes)
+
+    def _begin(self, rows: Ints, entry: NDArray[np.uint64]) -> None:
+        """Trees whose first event this is: who began them, and what is usual for it."""
+        first = self._tree["entry"][rows] == UNKNOWN
+        rows, entry = rows[first], entry[first]
+        self._tree["entry"][rows] = entry
+        for row, agent in zip(rows.tolist(), entry.tolist(), strict=True):
+            sizes = sorted(self._sizes.get(agent, ()))
+            # One large tree may have been a spiral: what is usual has happened twice.
+            self._tree["usual"][row] = sizes[-2] if len(sizes) >= 2 else 0.0
 
     def _spawns(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):
@@ -267,13 +330,17 @@ class Spiral(Detector):
         tree["runs"][rows] += 1
 
         burst = self._burst(batch, at, late)
+        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
+        unusual = tree["runs"][rows] > config.usual_factor * tree["usual"][rows]
+        burst = np.where(unusual, burst, 0)
+        flat = np.where(unusual, spawns, 0.0)
         evidence, each = advance(
             self._growth, rows, ts, depth >= 2, healthy=config.healthy_reproduction, kernel_s=config.kernel_s
         )
         # A started run that starts many, none of which start any, is a planner one level down.
         evidence = np.where(depth >= 3, evidence, 0.0)
         rules = (
-            ("fan_out", spawns, config.spawns_warning, config.spawns_critical, "runs"),
+            ("fan_out", flat, config.spawns_warning, config.spawns_critical, "runs"),
             ("burst", burst, config.burst_runs, config.burst_runs, "runs"),
             ("nested", nested, config.nested_warning, config.nested_critical, "runs"),
             ("reproduction", evidence, config.evidence_warning, config.evidence_critical, "nats"),

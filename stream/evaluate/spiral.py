@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -43,9 +44,9 @@ class Spiral:
 
     def rows(self, folder: Path, contenders: Sequence[Contender], progress: Progress) -> list[Row]:
         """Every contender over every set."""
-        sets: list[Callable[[Contender], Row]] = [lambda c: _conversations(folder / "who-and-when", c)]
-        sets += [lambda c, name=name, laid=laid: _laid(name, laid, c) for name, laid in _FAULTS.items()]
-        sets += [lambda c, number=number: _changed(number, c) for number in (0.9, 1.05, 1.2, 1.5)]
+        sets: list[Callable[[Contender], Row]] = [partial(_conversations, folder / "who-and-when")]
+        sets += [partial(_laid, name, laid) for name, laid in _FAULTS.items()]
+        sets += [partial(_changed, number) for number in (0.9, 1.05, 1.2, 1.5)]
         sets += [_unchanged, _healthy]
         rows = []
         for contender in contenders:
@@ -144,7 +145,6 @@ def _tree(root: str, rng: Random, number: float, change_s: float, end_s: float) 
         when, _, run_id = begun.pop(0)
         # The number in force when a child starts counts: too many are drawn and thinned.
         most = max(number, _HEALTHY)
-        delay = rng.expovariate(most) * _KERNEL_S if most > 0 else math.inf
         mass = rng.expovariate(1.0) / most
         while mass < 1:
             delay = -_KERNEL_S * math.log1p(-mass)
@@ -281,5 +281,5 @@ def _planner() -> list[Event]:
 
 
 def _batch(nights: int) -> list[Event]:
-    earlier = [e for n in range(nights) for e in _starts(f"night {n}", 500, 600.0, _START + 86400 * n)]
-    return [*earlier, *_starts("batch", 500, 600.0, _START + 86400 * nights)]
+    earlier = [e for n in range(nights) for e in _starts(f"night {n}", 500, 120.0, _START + 86400 * n)]
+    return [*earlier, *_starts("batch", 500, 120.0, _START + 86400 * nights)]

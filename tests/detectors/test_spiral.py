@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from batches import START, Event, batch_of, call, every, find, message, said, spawn, used, verdicts
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from detectors.base import StateError
 from detectors.spiral import RECENT, Spiral, SpiralConfig
 
 
@@ -196,6 +198,36 @@ def test_starts_that_go_on_after_a_plan_would_be_done_are_critical() -> None:
 )
 def test_a_planned_fan_out_is_quiet(events: list[Event]) -> None:
     assert [finding for finding in find(Spiral, events) if finding.rule == "burst"] == []
+
+
+def night(runs: int, root: str) -> list[Event]:
+    return every(0.2, [spawn(agent="batch", root=root)] * runs)
+
+
+@pytest.mark.parametrize(("nights", "runs", "quiet"), [(1, 500, False), (2, 500, True), (2, 751, False)])
+def test_a_batch_of_a_size_seen_twice_is_quiet(nights: int, runs: int, quiet: bool) -> None:
+    detector = Spiral(SpiralConfig())
+    for number in range(nights):
+        assert detector.update(batch_of(night(500, f"night {number}")))
+        detector.forget(np.array([0]))
+    restored = Spiral(SpiralConfig())
+    restored.load_shared(detector.dump_shared())
+    found = restored.update(batch_of(night(runs, "tonight")))
+    assert (found == []) == quiet
+    assert detector.update(batch_of(night(runs, "tonight"))) == found
+
+
+def test_a_recursion_is_not_excused_by_having_been_seen() -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(3):
+        assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 12)))} >= {"nested"}
+        detector.forget(np.array([0]))
+
+
+@pytest.mark.parametrize("page", [b"?", b"\x93\xa4null\x01\x90"])
+def test_shared_state_of_another_kind_is_refused(page: bytes) -> None:
+    with pytest.raises(StateError):
+        Spiral(SpiralConfig()).load_shared(page)
 
 
 def grown(children: int, generations: int) -> list[Event]:
