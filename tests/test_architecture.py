@@ -147,6 +147,7 @@ def test_the_process_is_ended_in_one_place(file: str) -> None:
 NAMES_DETECTORS = {
     "stream/actions/kill.py": "which detectors' incidents count by default is a decision of the kill switch",
     "stream/inject.py": "a fault is called after the detector that should find it",
+    "stream/evaluate/spiral.py": "the labelled data are called after the detector that they are about",
     "stream/docs.py": "documents may order what they tell",
     "stream/simulate/": "the simulation tells which detector its look-alikes are meant for",
 }

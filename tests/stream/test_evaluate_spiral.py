@@ -11,6 +11,6 @@ from stream.evaluate.spiral import _tree
 
 @pytest.mark.parametrize("number", [0.3, 0.6])
 def test_a_started_run_starts_so_many(number: float) -> None:
-    events = _tree("task", Random(7), number, 0.0, 20_000.0)  # noqa: S311 - made-up data
+    events = _tree("task", Random(7), number, 0.0, 20_000.0)
     children = sum(event["run_id"] != "task" for event in events)
     assert children / len(events) == pytest.approx(number, abs=0.06)
