@@ -247,6 +247,12 @@ def _descent(rng: random.Random, like: Event) -> Phase:
         yield rng.uniform(0, 5), replace(like, kind=Kind.SPAWN, spawned=True, depth=depth)
 
 
+def _growth(rng: random.Random, like: Event) -> Phase:
+    for depth in range(1, rng.randint(4, 6)):
+        for _ in range(3**depth):
+            yield 5.0 / 3**depth, replace(like, kind=Kind.SPAWN, spawned=True, depth=depth)
+
+
 def _talk(rng: random.Random, like: Event) -> Phase:
     other = replace(like, agent=f"{like.agent}'s friend", to=like.agent)
     words = rng.choice((2, 5, 10_000))
@@ -337,6 +343,7 @@ _PHASES = (
     _burst,
     _fan_out,
     _descent,
+    _growth,
     _talk,
     _unobserved,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ from detectors.base import (
     Detector,
     DetectorConfig,
     Spec,
+    StateError,
     Table,
     levels,
     pace,
@@ -20,11 +22,20 @@ from detectors.base import (
     setting,
     severity_of,
 )
+from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
 from detectors.types import UNKNOWN, EventBatch, Finding, Ints, Kind, Scope, beyond
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
+
+TREES = 8
+"""Trees per entry agent whose sizes are remembered."""
+
+AGENTS = 4096
+"""Entry agents whose trees' sizes are remembered."""
+
+_decode_sizes = msgspec.msgpack.Decoder(tuple[str, int, list[tuple[int, list[int]]]]).decode
 
 
 class SpiralConfig(DetectorConfig):
@@ -52,18 +63,82 @@ class SpiralConfig(DetectorConfig):
         gt=1,
     )
     nested_warning: float = setting(
-        8.0,
+        6.0,
         unit="runs",
         why="Runs started by runs that were themselves started, within the window: warning.",
         source="who starts agents is a planner; started agents that start agents are how spirals grow",
         gt=1,
     )
     nested_critical: float = setting(
-        16.0,
+        12.0,
         unit="runs",
         why="Runs started by started runs, within the window: critical.",
-        source="twice the warning: critical before the 20th spawn of a recursive fan-out",
+        source="twice the warning: critical at the 16th start where every run starts four",
         gt=1,
+    )
+    burst_runs: int = setting(
+        20,
+        unit="runs",
+        why="Runs started without a pause that go on for `burst_s`, not asked for by its first model answer: critical.",
+        source="hermes-agent and loop guards warn at 20 sub-agents",
+        gt=1,
+    )
+    burst_s: float = setting(
+        10.0,
+        unit="s",
+        why="A planned fan-out has been started after this time; a pause as long ends a burst.",
+        source="public incident: 188 agents in a minute, to be seen within 10 s",
+        gt=0,
+    )
+    usual_factor: float = setting(
+        1.5,
+        unit="ratio",
+        why="A tree may start so many times the runs that two earlier trees of the same entry agent had.",
+        source="assumed: a nightly batch grows, but not by half between nights",
+        ge=1,
+    )
+    healthy_reproduction: float = setting(
+        0.6,
+        unit="runs per run",
+        why="Runs that a started run starts itself, on average, without being a spiral.",
+        source="assumed: below 1 a tree dies out; 0.6 is where the threshold was measured",
+        gt=0,
+        lt=1,
+    )
+    kernel_s: float = setting(
+        5.0,
+        unit="s",
+        why="Mean time from a run's start to the starts of the runs it starts.",
+        source="assumed: one model call before it starts others; the simulations use the same",
+        gt=0,
+    )
+    evidence_warning: float = setting(
+        14.75,
+        unit="nats",
+        why="Evidence that started runs start more than the healthy number: warning.",
+        source="simulated: 0.02 false alarms per day of a tree with healthy reproduction 0.6",
+        gt=0,
+    )
+    evidence_critical: float = setting(
+        20.0,
+        unit="nats",
+        why="Evidence that started runs start more than the healthy number: critical.",
+        source="about 5 nats above the warning: some 150 times less likely by chance",
+        gt=0,
+    )
+    handoffs_warning: int = setting(
+        20,
+        unit="messages",
+        why="Turns taken among any agents of a tree, no new tool result between: warning.",
+        source="strands: max_handoffs 20",
+        ge=2,
+    )
+    handoffs_critical: int = setting(
+        40,
+        unit="messages",
+        why="Turns taken among any agents of a tree, no new tool result between: critical.",
+        source="twice the warning",
+        ge=2,
     )
     depth_warning: int = setting(
         5,
@@ -127,18 +202,21 @@ class SpiralConfig(DetectorConfig):
 class Spiral(Detector):
     """One task starts too many agents, too deep, or two of its agents only talk to each other.
 
-    Fires when: within a minute a tree starts 60 (100) runs, or its started runs start 8 (16) runs
-        themselves; the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that
-        repeat what was said, without a new tool result in between. In brackets: critical.
-    Quiet when: a planner starts up to some 50 workers; handoffs bring new tool results; more than two
-        agents take turns; producers send no root run and no parents (then there is no tree to see).
+    Fires when: within a minute a tree starts 60 (100) runs, or its started runs start 6 (12) runs
+        themselves; 20 runs were started and, 10 s after the first, still more than one a second (critical);
+        started runs start more than 0.6 runs each, with evidence of 14.75 (20) nats; the tree is 5 (8)
+        levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was said, or any
+        agents take 20 (40) turns, without a new tool result in between. In brackets: critical.
+    Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
+        the same agent have twice been about as large (for runs started directly); handoffs bring new tool
+        results; producers send no root run and no parents (then there is no tree to see).
     Units: runs per minute, levels, messages; spend of the whole tree.
-    State: per root run, two decayed spawn counts, the depth, the current pair with its message counts,
-        and 16 remembered results and 16 contents; about 360 bytes.
+    State: per root run, decayed spawn counts, the burst, the evidence on reproduction, the depth, the
+        current pair with its message counts, and 16 remembered results and 16 contents; about 530 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
-    spec: ClassVar[Spec] = Spec("spiral", version=1, scope=Scope.ROOT)
+    spec: ClassVar[Spec] = Spec("spiral", version=2, scope=Scope.ROOT)
     Config: ClassVar[type[DetectorConfig]] = SpiralConfig
 
     def __init__(self, config: SpiralConfig) -> None:
@@ -148,20 +226,32 @@ class Spiral(Detector):
                 "ts": (np.float64, -np.inf),
                 "spawns": (np.float64, 0.0),
                 "nested": (np.float64, 0.0),
+                "fast": (np.float64, 0.0),
+                "burst_last": (np.float64, -np.inf),
+                "burst_since": (np.float64, -np.inf),
+                "burst": (np.int64, 0),
+                "burst_round": (np.uint64, 0),
                 "runs": (np.int64, 0),
                 "depth": (np.int64, 0),
+                "entry": (np.uint64, 0),
+                "usual": (np.float64, 0.0),
                 "sender": (np.uint64, 0),
                 "receiver": (np.uint64, 0),
                 "hops": (np.int32, 0),
                 "echoes": (np.int32, 0),
+                "turns": (np.int32, 0),
                 "contents": (np.uint64, 0, RECENT),
                 "results": (np.uint64, 0, RECENT),
                 "since": (np.float64, np.nan),
             }
         )
         # One alarm per rule, so that a deep tree does not hide a fan-out.
-        self._alarms = {rule: Table(ALARM_FIELDS) for rule in ("fan_out", "nested", "depth", "ping_pong")}
-        self.tables = {"trees": self._tree} | self._alarms
+        rules = ("fan_out", "burst", "nested", "reproduction", "depth", "ping_pong", "handoffs")
+        self._alarms = {rule: Table(ALARM_FIELDS) for rule in rules}
+        self._growth = Table(FIELDS)
+        # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
+        self._sizes: dict[int, list[int]] = {}
+        self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
@@ -174,13 +264,54 @@ class Spiral(Detector):
         for at in rounds(entity.row):
             rows = entity.row[at]
             if entity.new[at].any():
-                self.forget(rows[entity.new[at]])
+                # Nothing is learned here: when this happens among trees depends on how batches are cut.
+                super().forget(rows[entity.new[at]])
+            self._begin(rows, batch.sender[at])
             self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
+
+    def forget(self, rows: Ints) -> None:
+        """A tree that ends tells how large the trees of the agent that began it become."""
+        known = rows[rows < self._tree.rows]
+        known = known[(self._tree["entry"][known] != UNKNOWN) & (self._tree["runs"][known] > 0)]
+        for entry, runs in zip(self._tree["entry"][known].tolist(), self._tree["runs"][known].tolist(), strict=True):
+            self._sizes[entry] = [*self._sizes.pop(entry, []), runs][-TREES:]
+        while len(self._sizes) > AGENTS:
+            del self._sizes[next(iter(self._sizes))]
+        super().forget(rows)
+
+    def dump_shared(self) -> bytes:
+        """How large the agents' earlier trees were."""
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, list(self._sizes.items())))
+
+    def load_shared(self, page: bytes) -> None:
+        """Takes a page of `dump_shared`."""
+        if not page:
+            return
+        try:
+            name, version, sizes = _decode_sizes(page)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StateError("saved shared state is damaged: it is not a page of a detector") from error
+        if (name, version) != (self.spec.name, self.spec.version):
+            raise StateError(
+                f"saved shared state is of {name} version {version}, "
+                f"this is {self.spec.name} version {self.spec.version}"
+            )
+        self._sizes = dict(sizes)
+
+    def _begin(self, rows: Ints, entry: NDArray[np.uint64]) -> None:
+        """Trees whose first event this is: who began them, and what is usual for it."""
+        first = self._tree["entry"][rows] == UNKNOWN
+        rows, entry = rows[first], entry[first]
+        self._tree["entry"][rows] = entry
+        for row, agent in zip(rows.tolist(), entry.tolist(), strict=True):
+            sizes = sorted(self._sizes.get(agent, ()))
+            # One large tree may have been a spiral: what is usual has happened twice.
+            self._tree["usual"][row] = sizes[-2] if len(sizes) >= 2 else 0.0
 
     def _spawns(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):
@@ -198,16 +329,30 @@ class Spiral(Detector):
         tree["depth"][rows] = deepest
         tree["runs"][rows] += 1
 
+        burst = self._burst(batch, at, late)
+        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
+        unusual = tree["runs"][rows] > config.usual_factor * tree["usual"][rows]
+        burst = np.where(unusual, burst, 0)
+        flat = np.where(unusual, spawns, 0.0)
+        evidence, each = advance(
+            self._growth, rows, ts, depth >= 2, healthy=config.healthy_reproduction, kernel_s=config.kernel_s
+        )
+        # A started run that starts many, none of which start any, is a planner one level down.
+        evidence = np.where(depth >= 3, evidence, 0.0)
         rules = (
-            ("fan_out", spawns, config.spawns_warning, config.spawns_critical, "runs"),
+            ("fan_out", flat, config.spawns_warning, config.spawns_critical, "runs"),
+            ("burst", burst, config.burst_runs, config.burst_runs, "runs"),
             ("nested", nested, config.nested_warning, config.nested_critical, "runs"),
+            ("reproduction", evidence, config.evidence_warning, config.evidence_critical, "nats"),
             ("depth", depth, config.depth_warning, config.depth_critical, "levels"),
         )
         window = f"within {config.window_s:.0f} s"
-        says = {
-            "fan_out": lambda n: f"has started about {n:.0f} runs {window}",
-            "nested": lambda n: f"has runs that start runs: about {n:.0f} more {window}",
-            "depth": lambda n: f"is {n:.0f} levels deep",
+        says: dict[str, Callable[[float, int], str]] = {
+            "fan_out": lambda n, _: f"has started about {n:.0f} runs {window}",
+            "burst": lambda n, _: f"keeps starting runs: {n:.0f} without a pause, for more than {config.burst_s:.0f} s",
+            "nested": lambda n, _: f"has runs that start runs: about {n:.0f} more {window}",
+            "reproduction": lambda _, k: f"feeds itself: each started run starts {each[k]:.1f} more",
+            "depth": lambda n, _: f"is {n:.0f} levels deep",
         }
         found = []
         for rule, count, warning, critical, unit in rules:
@@ -223,12 +368,33 @@ class Spiral(Detector):
                             float(count[k]),
                             warning,
                             unit,
-                            says[rule](float(count[k])),
-                            {},
+                            says[rule](float(count[k]), k),
+                            {"reproduction": round(float(each[k]), 2)} if rule == "reproduction" else {},
                         ),
                     )
                 )
         return found
+
+    def _burst(self, batch: EventBatch, at: Ints, late: NDArray[Any]) -> Ints:
+        """Runs of the burst where it outlasts a planned one, else 0.
+
+        What one model answer asks for is one decision, of which the fan-out thresholds judge the size. A burst
+        is another matter once it goes on after a plan would have been carried out.
+        """
+        config, tree = self.config, self._tree
+        rows, ts, decided = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.round[at]
+        # `ts` of the table is the newest start by now; the burst's own columns tell the one before.
+        last = tree["burst_last"][rows]
+        begins = ~late & (ts - last > config.burst_s)
+        since = np.where(begins, ts, tree["burst_since"][rows])
+        count = np.where(begins, 1, tree["burst"][rows] + 1)
+        first_round = np.where(begins, decided, tree["burst_round"][rows])
+        fast = np.where(late, tree["fast"][rows], tree["fast"][rows] * np.exp(-np.abs(ts - last) / config.burst_s) + 1)
+        tree["burst_last"][rows], tree["burst_since"][rows] = np.maximum(ts, last), since
+        tree["burst"][rows], tree["burst_round"][rows], tree["fast"][rows] = count, first_round, fast
+        planned = (decided != UNKNOWN) & (decided == first_round)
+        lasting = ~late & ~planned & (ts - since >= config.burst_s) & (fast >= config.burst_runs / 2)
+        return np.where(lasting, count, 0)
 
     def _messages(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):
@@ -242,6 +408,12 @@ class Spiral(Detector):
         hops = np.where(pair, tree["hops"][rows] + answer, 1)
         said = self._remember("contents", rows, content)
         echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
+        # A turn is taken by whom the last message was for; who writes to several at once takes one turn.
+        same_speaker = sender == tree["sender"][rows]
+        turns = np.where(
+            sender == tree["receiver"][rows], tree["turns"][rows] + 1, np.where(same_speaker, tree["turns"][rows], 1)
+        )
+        tree["turns"][rows] = turns
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
 
@@ -277,6 +449,13 @@ class Spiral(Detector):
                     ),
                 )
             )
+        # What two agents alone do is told by the rule above, with their names.
+        among_more = np.where(hops >= turns, 0, turns)
+        limits = (config.handoffs_warning, config.handoffs_critical)
+        for k, level in self._speaking("handoffs", rows, among_more, *limits, batch.ts[at]):
+            i, n = int(at[k]), int(turns[k])
+            what = f"has its agents take {n} turns without a new tool result"
+            found.append((i, self._finding(batch, i, "handoffs", level, n, limits[0], "messages", what, {})))
         return found
 
     def _results(self, batch: EventBatch, at: Ints) -> None:
@@ -287,6 +466,7 @@ class Spiral(Detector):
         fresh = rows[~self._remember("results", rows, batch.result[at])]
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
+        self._tree["turns"][fresh] = 0
 
     def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
         """Whether each row knew its value already; moves it to the front of what the row knows."""
@@ -305,6 +485,8 @@ class Spiral(Detector):
         self, rule: str, rows: Ints, count: Any, warning: Any, critical: Any, ts: Any
     ) -> list[tuple[int, int]]:
         level = levels(count, warning, critical)
+        if not level.any():
+            return []
         alarms = self._alarms[rule]
         speak = pace(alarms, rows, level, ts, repeat_s=self.config.repeat_s, rearm_s=self.config.rearm_s)
         return [(int(k), int(level[k])) for k in np.flatnonzero(speak)]
