@@ -147,11 +147,8 @@ def test_the_process_is_ended_in_one_place(file: str) -> None:
 NAMES_DETECTORS = {
     "stream/actions/kill.py": "which detectors' incidents count by default is a decision of the kill switch",
     "stream/inject.py": "a fault is called after the detector that should find it",
-<<<<<<< HEAD
     "stream/evaluate/runaway.py": "the labelled data are called after the detector that they are about",
-=======
     "stream/evaluate/spiral.py": "the labelled data are called after the detector that they are about",
->>>>>>> w-spiral
     "stream/docs.py": "documents may order what they tell",
     "stream/simulate/": "the simulation tells which detector its look-alikes are meant for",
 }

@@ -11,7 +11,8 @@ from typing import Any
 
 from stream import inject
 from stream.evaluate.base import Contender, Plot, Progress, Row, register
-from stream.evaluate.traces import Outcome, encoded, json_lines, lines, run
+from stream.evaluate.traces import Outcome, Recording, encoded, json_lines, lines, run
+from stream.ingest.decode import event_time
 
 Event = dict[str, Any]
 
@@ -116,7 +117,7 @@ def _laid(name: str, laid: Laid, contender: Contender) -> Row:
         if critical:
             delays.append(min(critical) - fault.start)
             spawned = [e for e in events if e.get("kind") == "spawn" and e["root_run_id"] == fault.root_run_id]
-            starts.append(sum(inject.seconds_of(e["ts"]) <= min(critical) for e in spawned))
+            starts.append(sum(event_time(e["ts"]) <= min(critical) for e in spawned))
     figures = {"starts until critical, most": float(max(starts))} if any(starts) else {}
     return Row(
         "spiral",
@@ -174,7 +175,7 @@ def _tree(root: str, rng: Random, number: float, change_s: float, end_s: float) 
     ]
 
 
-def _merged(trees: Sequence[list[Event]]) -> list[bytes]:
+def _merged(trees: Sequence[list[Event]]) -> Recording:
     return encoded(sorted((event for tree in trees for event in tree), key=lambda event: event["ts"]))
 
 
