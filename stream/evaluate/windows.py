@@ -150,7 +150,7 @@ _CHANGES: dict[str, Callable[[dict[str, Any], Random], dict[str, Any]]] = {
     "half of the calls fail for 3 h": _half_fails,
     "one tool, one result for 3 h": _one_tool,
 }
-_SIMULATED_DAYS = 5
+_SIMULATED_DAYS = 6
 _SIMULATED_WARM_DAYS = 3
 _BUSY = 100
 """Events in the three hours: fewer are no fault worth a word."""
