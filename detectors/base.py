@@ -191,6 +191,10 @@ def severity_of(level: int) -> Severity:
 # -------------------------------------------------------------------------------------- detectors
 
 
+READINESS = ("warming up", "young", "ready")
+"""How far a baseline has come: too little is known to judge; judged with care; judged by its own past."""
+
+
 class Detector(ABC):
     """Columns in, findings out; state in `tables`, a row per entity of `spec.scope`.
 
@@ -214,6 +218,10 @@ class Detector(ABC):
         """What all detectors found in a batch, after `update` has seen it: the same findings in the same order,
         with more evidence or another severity where this detector knows better."""
         return found
+
+    def readiness(self, rows: Ints) -> Sequence[str] | None:
+        """How far the baselines of these entities (k,) have come, each one of READINESS; None: there are none."""
+        return None
 
     def reserve(self, rows: int) -> None:
         """Makes sure that state exists for rows 0 .. rows - 1."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.base import Detector, FleetFigures
+from detectors.base import READINESS, Detector, FleetFigures
 from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 from stream.columns import Columns
 from stream.entities import Entities
@@ -112,6 +112,26 @@ class Engine:
         """Gives the detectors new figures of the fleet."""
         for name, detector in list(self._detectors.items()):
             self._guard(name, partial(detector.calibrate, figures))
+
+    def readiness(self, agents: Hashes) -> list[str]:
+        """How far the baselines of agents (k,), by their hashes, have come; none if no detector keeps any.
+
+        Of an agent's several baselines the one that is furthest behind counts.
+        """
+        rows = self._entities[Scope.AGENT].find(agents)
+        known, furthest = np.flatnonzero(rows >= 0), len(READINESS) - 1
+        told: list[Sequence[str]] = []
+        for name, detector in list(self._detectors.items()):
+            if detector.spec.scope is Scope.AGENT:
+                states = self._guard(name, partial(detector.readiness, rows[known]))
+                told += [states] if states is not None else []
+        if not told:
+            return []
+        least = np.zeros(len(agents), np.int64)
+        least[known] = np.min(
+            [[READINESS.index(state) for state in states] for states in told], axis=0, initial=furthest
+        )
+        return [READINESS[state] for state in least.tolist()]
 
     def process(self, columns: Columns) -> Result:
         """Takes events in, in order."""

@@ -60,6 +60,10 @@ class Entities:
             rows[unknown] = given[which]
         return rows
 
+    def find(self, ids: Hashes) -> Ints:
+        """(n,) rows of n known entities; -1 for the others."""
+        return self._row_of.find(ids)
+
     def _give(self, n: int) -> Ints:
         reused, self._free = self._free[:n], self._free[n:]
         new = np.arange(self._rows, self._rows + n - len(reused))

@@ -58,6 +58,8 @@ class Totals:
     effective_tokens: float = 0.0
     spend: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Agent -> (dollars, effective tokens)."""
+    baselines: dict[str, str] = field(default_factory=dict)
+    """Agent -> how far its baseline has come, of `detectors.base.READINESS`."""
 
 
 class Pipeline:
@@ -135,7 +137,10 @@ class Pipeline:
             totals.findings += isinstance(item, Finding)
             totals.incidents += isinstance(item, Change) and item.kind == "opened"
         if len(columns):
-            agents, row = np.unique(np.array(columns.texts["agent_id"], object), return_inverse=True)
+            names = columns.texts["agent_id"]
+            ids, first, row = np.unique(columns.numbers["sender"], return_index=True, return_inverse=True)
+            agents = [names[i] for i in first.tolist()]
+            totals.baselines.update(zip(agents, self._watch.readiness(ids), strict=False))
             cost = np.bincount(row, columns.numbers["cost"] / 1e9)
             tokens = np.bincount(row, columns.numbers["tokens"] / 1e3)
             totals.cost_usd += float(cost.sum())

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TextIO
 
 import msgspec
 
+from detectors.base import READINESS
 from detectors.types import Finding
 from stream.incidents import Change
 from stream.ingest.reject import Reason, Reject
@@ -50,6 +51,7 @@ def summary_json(totals: Totals, wall_s: float) -> dict[str, Any]:
         "rejected_by_reason": dict(totals.rejected),
         "cost_usd": round(totals.cost_usd, 6),
         "effective_tokens": round(totals.effective_tokens, 1),
+        "baselines": dict(Counter(totals.baselines.values())),
     }
 
 
@@ -145,5 +147,12 @@ def summary_line(totals: Totals, wall_s: float) -> str:
         f"{totals.events:,} events in {wall_s:.1f} s, {plural(totals.findings, 'finding')}, "
         f"{plural(totals.incidents, 'incident')}, "
         f"${totals.cost_usd:,.2f}, {totals.effective_tokens:,.0f} effective tokens; "
-        f"rejected: {rejected}; duplicates: {totals.duplicates}"
+        f"rejected: {rejected}; duplicates: {totals.duplicates}; "
+        f"agents' baselines: {_baselines(totals)}"
     )
+
+
+def _baselines(totals: Totals) -> str:
+    """How many agents are how far; who is not judged yet is never counted as healthy."""
+    counts = Counter(totals.baselines.values())
+    return ", ".join(f"{counts[state]} {state}" for state in READINESS if counts[state]) or "none"

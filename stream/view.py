@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from detectors.base import READINESS
 from detectors.types import Finding
 from stream.clock import Clock
 from stream.incidents import Change, Incident
@@ -130,11 +131,14 @@ class LiveReporter:
 
     def _spenders(self) -> Table:
         table = Table(box=None, expand=True, pad_edge=False)
-        for name in ("agent", "dollars", "effective tokens", ""):
-            table.add_column(name, justify="left" if name in ("agent", "") else "right", ratio=1 if not name else None)
+        for name in ("agent", "dollars", "effective tokens", "", "baseline"):
+            numeric = name in ("dollars", "effective tokens")
+            table.add_column(name, justify="right" if numeric else "left", ratio=1 if not name else None)
         top = sorted(self._totals.spend.items(), key=lambda entry: entry[1], reverse=True)[:6]
         most = max((spend[1][1] for spend in top), default=1.0) or 1.0
         for agent, (dollars, tokens) in top:
             bar = ProgressBar(total=1.0, completed=tokens / most, width=30, finished_style="bar.complete")
-            table.add_row(Text(clean(agent)), f"{dollars:,.2f}", f"{tokens:,.0f}", bar)
+            state = self._totals.baselines.get(agent, "")
+            known = Text(state, style="" if state == READINESS[-1] else "yellow")
+            table.add_row(Text(clean(agent)), f"{dollars:,.2f}", f"{tokens:,.0f}", bar, known)
         return table

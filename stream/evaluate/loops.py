@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from detectors.types import Scope
 from stream.evaluate import labelled, traces
-from stream.evaluate.base import Contender, Plot, Progress, Row, register
+from stream.evaluate.base import Contender, Plot, Progress, Row, register, sensible
 from stream.evaluate.cases import cases
 
 _ENCODE = msgspec.json.Encoder(order="sorted").encode
@@ -38,6 +39,7 @@ class Loops:
 
     def rows(self, folder: Path, contenders: Sequence[Contender], progress: Progress) -> list[Row]:
         """The situations, as they are and hashed by the producer; then the recorded sets that are there."""
+        contenders = sensible(contenders, {Scope.RUN, Scope.ROOT})
         found = [data for data in RECORDED if labelled.has(folder, data)]
         return labelled.each(
             contenders,

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from detectors.types import Scope
 from stream.evaluate import labelled, traces
-from stream.evaluate.base import Contender, Plot, Progress, Row, register
+from stream.evaluate.base import Contender, Plot, Progress, Row, register, sensible
 
 _STUDY: Final = "llm-agents-study"
 _MASFT: Final = "masft"
@@ -26,6 +27,7 @@ class Repetition:
 
     def rows(self, folder: Path, contenders: Sequence[Contender], progress: Progress) -> list[Row]:
         """Each contender as it is and, where it can warn of the first repetition, so set."""
+        contenders = sensible(contenders, {Scope.RUN, Scope.ROOT})
         tried = [variant for contender in contenders for variant in (contender, early(contender)) if variant]
         sets = {_STUDY: _study, _MASFT: _conversations}
         found = [partial(rows_of, folder) for data, rows_of in sets.items() if labelled.has(folder, data)]

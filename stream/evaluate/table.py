@@ -83,7 +83,8 @@ def table(rows: Sequence[Row]) -> Table:
     for name in _HEAD:
         shown.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "figures")
     before: tuple[str, str] | None = None
-    for row in rows:
+    groups = list(dict.fromkeys((row.family, row.data) for row in rows))
+    for row in sorted(rows, key=lambda row: groups.index((row.family, row.data))):
         group = (row.family, row.data)
         if before is not None and group != before:
             shown.add_section()

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.base import Detector
 from detectors.types import Finding, Ints, Scope
 from stream import calibration
 from stream.clock import ManualClock
@@ -188,16 +189,26 @@ def found(
 def found_by_each(recording: Recording, contenders: Sequence[Contender]) -> dict[str, list[tuple[int, Finding]]]:
     """As `found`, for contenders of one configuration, by name: a detector runs once however many have it.
 
-    Detectors do not influence each other, so what each finds is what it finds alone.
+    Detectors do not influence each other, so what each finds is what it finds alone; one that reviews what
+    others found runs only in its own contender's company.
 
     Raises:
         BurnfuseError: a detector failed.
     """
     made = {contender.name: contender.make() for contender in contenders}
-    pool = {name: detector for detectors in made.values() for name, detector in detectors.items()}
+    apart = {name for name, own in made.items() if any(map(_reviews, own.values()))}
+    pool = {name: detector for key, own in made.items() if key not in apart for name, detector in own.items()}
     settings = contenders[0].settings if contenders else None
     pairs = found(recording, Contender("each", lambda: pool, settings=settings))
-    return {name: [pair for pair in pairs if pair[1].detector in own] for name, own in made.items()}
+    by_name = {contender.name: contender for contender in contenders}
+    return {
+        name: found(recording, by_name[name]) if name in apart else [p for p in pairs if p[1].detector in own]
+        for name, own in made.items()
+    }
+
+
+def _reviews(detector: Detector) -> bool:
+    return type(detector).review is not Detector.review
 
 
 def run(

@@ -82,12 +82,19 @@ def test_a_merged_incident_says_into_what() -> None:
     [
         (
             Totals(),
-            "0 events in 0.0 s, 0 findings, 0 incidents, $0.00, 0 effective tokens; rejected: none; duplicates: 0",
+            "0 events in 0.0 s, 0 findings, 0 incidents, $0.00, 0 effective tokens; rejected: none; duplicates: 0; "
+            "agents' baselines: none",
         ),
         (
-            Totals(events=12345, rejected=Counter({"late": 2, "malformed": 1}), duplicates=3, cost_usd=1234.567),
+            Totals(
+                events=12345,
+                rejected=Counter({"late": 2, "malformed": 1}),
+                duplicates=3,
+                cost_usd=1234.567,
+                baselines={"a": "ready", "b": "warming up", "c": "ready"},
+            ),
             "12,345 events in 0.0 s, 0 findings, 0 incidents, $1,234.57, 0 effective tokens; "
-            "rejected: 2 late, 1 malformed; duplicates: 3",
+            "rejected: 2 late, 1 malformed; duplicates: 3; agents' baselines: 1 warming up, 2 ready",
         ),
     ],
 )

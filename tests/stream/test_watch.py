@@ -235,6 +235,8 @@ def test_totals_add_up() -> None:
         cost_usd=5.0,
         effective_tokens=5e6,
         spend={"a0": (3.0, 3e6), "a1": (2.0, 2e6)},
+        # Who has hardly been seen is never shown as healthy.
+        baselines={"a0": "warming up", "a1": "warming up"},
         rejected=totals.rejected,
     )
     assert not totals.rejected

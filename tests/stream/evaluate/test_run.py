@@ -136,8 +136,8 @@ def test_json_has_a_row_per_contender_and_nothing_else(evaluate: Any, folder: Pa
         "figures": {"of all": 0.5},
         "notes": "Made for this test.",
     }
-    # A loop is a matter of results as well, so ours waits for a fourth.
-    assert rows["retry_loop"]["delay_s"]["median"] == 6.0
+    # One warns at the third equal result, the other only where the loop is clear.
+    assert rows["retry_loop"]["delay_s"]["median"] > 4.0
 
 
 def test_the_table_says_the_same(evaluate: Any, folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_contenders_are_the_references_each_detector_and_all_together() -> None:
     made = contenders(default_settings())
     assert [c.name for c in made if c.baseline] == ["null", "same_call_3", "times_mean", "messages_20"]
     assert len({c.name for c in made}) == len(made) == len(registered()) + 3 + 1
-    assert set(made[-1].make()) == set(registered())
+    assert set(made[-1].make()) == {name for name, cls in registered().items() if cls.Config().enabled}
     assert made[0].make()["null"] is not made[0].make()["null"]
 
 
