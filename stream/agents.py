@@ -26,13 +26,14 @@ from stream import calibration
 from stream.actions.base import Tools
 from stream.actions.runner import Runner
 from stream.clock import Clock
+from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
 from stream.incidents import Change
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
-from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, position_name
+from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
 from stream.wire import incident_json
 
 log = logging.getLogger(__name__)
@@ -231,15 +232,16 @@ async def _batches(
 
 
 class _Run:
-    """Acknowledges an event when all its records are done."""
+    """Acknowledges events when all of their parts are done."""
 
-    def __init__(self, event: Any) -> None:
-        self._event, self._left = event, len(event.message.value)
+    def __init__(self, events: Sequence[Any], parts: int) -> None:
+        self._events, self._left = events, parts
 
     def done(self) -> None:
         self._left -= 1
         if not self._left:
-            self._event.ack()
+            for event in self._events:
+                event.ack()
 
 
 def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
@@ -263,9 +265,13 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
 
+    keyed = settings.input.keyed_by == "agent_id"
+    # Whose events are judged where they are read: in the input's partitions, or in those of the shuffle.
+    watched = topics.usage if keyed else topics.events
+
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, busy["ingest"], ingest_batch)
+        await _batches(app, "ingest", stream, settings, busy["ingest"], keyed_batch if keyed else ingest_batch)
 
     async def ingest_batch(events: list[Any]) -> None:
         records = [_record(raw) for event in events for raw in event.message.value]
@@ -274,6 +280,18 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             progress.passed_on(records)
         for event in events:
             event.ack()
+
+    async def keyed_batch(events: list[Any]) -> None:
+        records = [_record(raw) for event in events for raw in event.message.value]
+        async with ingest_lock:
+            messages, handed = ingest_stage.hand_over(records)
+            await send(messages)
+            progress.passed_on(records)
+        for partition, packed in handed.items():
+            chosen = stage(watched, partition)
+            mine = [event for event in events if event.message.partition == partition]
+            chosen.take(packed, _Run(mine, parts=1))
+            await step(chosen)
 
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
@@ -284,8 +302,14 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                 # The brokers are asked again at once; until they answer, events wait for their order.
                 log.warning("cannot ask how far the input topic has got: %s", error)
                 return
-            if news:
-                await send(ingest_stage.heartbeat(news))
+            if not news:
+                return
+            await send(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
+        if keyed:
+            for partition, ms in news.items():
+                chosen = stage(watched, partition)
+                chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
+                await step(chosen)
 
     # ------------------------------------------------------------------------------ watch and graph
 
@@ -298,7 +322,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     def stage(name: str, partition: int) -> DetectStage:
         found = detect.get((name, partition))
         if found is None:
-            scopes = WATCH if name == topics.events else GRAPH
+            scopes = WATCH if name == watched else GRAPH
             found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
             found.calibrate(figures)
             detect[name, partition] = found
@@ -319,7 +343,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         for partition, mine in by_partition.items():
             chosen = stage(name, partition)
             for event in mine:
-                run = _Run(event)
+                run = _Run([event], parts=len(event.message.value))
                 for raw in event.message.value:
                     letter = chosen.add(raw.value, run)
                     if letter is not None:
@@ -327,9 +351,11 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                         run.done()
             await step(chosen)
 
-    @app.agent(topic(topics.events), name="watch")
-    async def watch_agent(stream: Any) -> None:
-        await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
+    if not keyed:
+
+        @app.agent(topic(topics.events), name="watch")
+        async def watch_agent(stream: Any) -> None:
+            await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
@@ -363,8 +389,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                 [
                     Message(topics.calibration, str(partition).encode(), calibration.encode(share))
                     for (name, partition), chosen in detect.items()
-                    if name == topics.events
-                    and (share := calibration.merge([chosen.engine.sketch()])).version != "none"
+                    if name == watched and (share := calibration.merge([chosen.engine.sketch()])).version != "none"
                 ]
             )
 

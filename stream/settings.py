@@ -73,6 +73,11 @@ class InputSettings(Section):
         gt=0,
     )
 
+    keyed_by: Literal["any", "agent_id"] = Field(
+        default="any",
+        description="What the records of the input topic are keyed by. agent_id: all events of an agent come on one "
+        "partition (the SDK's do), so they are judged where they are read, without a shuffle.",
+    )
     group_by: list[GroupField] = Field(
         default=["tenant", "model"],
         description="Fields that make a group: agents of one group share learned thresholds.",

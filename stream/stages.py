@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,16 @@ from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
 from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
+from stream.slots import SlotMap, first_of
+from stream.text import clean
 from stream.wire import decode_finding, encode_finding
 
 _MAX_PACKED_BYTES = 900_000
 """Packed records are split below this; brokers take 1 MiB unless told otherwise."""
 
 _SILENT_S = 10.0
+
+log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -104,27 +109,51 @@ class IngestStage:
     def __init__(self, topics: Topics, ingest: Ingest, inputs: int, outputs: int) -> None:
         self._topics, self._ingest = topics, ingest
         self._inputs, self._outputs = inputs, outputs
+        self._homes, self._told_homes = SlotMap(), False
 
     def process(self, records: Sequence[Record]) -> list[Message]:
         """Messages to send, in this order per partition, before the records count as done."""
+        columns, progress, messages = self._taken(records)
+        return messages + self._spread(self._topics.events, columns, "sender", progress)
+
+    def hand_over(self, records: Sequence[Record]) -> tuple[list[Message], dict[int, Packed]]:
+        """The same for an input keyed by agent: what `watch` needs goes to it as it is, by input partition."""
+        columns, progress, messages = self._taken(records)
+        source = columns.numbers["source"]
+        self._check_homes(columns)
+        return messages, {p: own(columns.take(source == p), ms) for p, ms in progress.items()}
+
+    def _check_homes(self, columns: Columns) -> None:
+        """An agent on two partitions has half a baseline on each: somebody must be told, once."""
+        if self._told_homes:
+            return
+        agents, source = columns.numbers["sender"], columns.numbers["source"].astype(np.int64)
+        homes = self._homes.find(agents)
+        new = (homes < 0) & first_of(agents)
+        self._homes.add(agents[new], source[new])
+        moved = np.flatnonzero(self._homes.find(agents) != source)
+        if len(moved):
+            self._told_homes = True
+            log.warning(
+                "agent %s comes on several partitions of %s: its records are not keyed by agent_id, so its baseline is "
+                "split; set input.keyed_by to any",
+                clean(columns.texts.at("agent_id", int(moved[0]))),
+                self._topics.usage,
+            )
+
+    def _taken(self, records: Sequence[Record]) -> tuple[Columns, dict[int, int], list[Message]]:
         columns, rejects = self._ingest.columns(records)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
         progress: dict[int, int] = {}
         for record in records:
             progress[record.source] = max(progress.get(record.source, 0), record.log_ms)
         tree = columns.take(columns.numbers["in_tree"])
-        messages += self._spread(self._topics.events, columns, "sender", progress)
-        messages += self._spread(self._topics.graph, tree, "root", progress)
-        return messages
+        return columns, progress, messages + self._spread(self._topics.graph, tree, "root", progress)
 
-    def heartbeat(self, progress: dict[int, int]) -> list[Message]:
-        """Tells all inner partitions how far input partitions have been passed on."""
+    def heartbeat(self, progress: dict[int, int], *topics: str) -> list[Message]:
+        """Tells all partitions of inner topics how far input partitions have been passed on."""
         value = Packed(Columns.empty(), progress, self._inputs).encode()
-        return [
-            Message(topic, None, value, partition)
-            for topic in (self._topics.events, self._topics.graph)
-            for partition in range(self._outputs)
-        ]
+        return [Message(topic, None, value, partition) for topic in topics for partition in range(self._outputs)]
 
     def _spread(self, topic: str, columns: Columns, key: str, progress: dict[int, int]) -> list[Message]:
         # By the hashes at hand rather than Kafka's own partitioner: all events of a batch are placed at once.
@@ -145,8 +174,13 @@ def _packed(columns: Columns, progress: dict[int, int], inputs: int) -> Iterable
     return [*_packed(columns.cut(0, half), {}, inputs), *_packed(columns.cut(half, len(columns)), progress, inputs)]
 
 
+def own(columns: Columns, progress_ms: int) -> Packed:
+    """Events of one input partition for detectors that see no other: its progress is all that counts."""
+    return Packed(columns, {0: progress_ms}, partitions=1)
+
+
 class DetectStage:
-    """One inner partition: order, detectors, findings out.
+    """One partition: order, detectors, findings out.
 
     Args:
         name: Of the partition, e.g. `bf.events/3`: tells apart the stream clocks of partitions.
@@ -173,11 +207,15 @@ class DetectStage:
     def add(self, value: bytes, token: Any) -> Message | None:
         """Takes a packed record in; a record nobody can read becomes a dead letter."""
         try:
-            self._sequencer.add(Packed.decode(value), token)
+            self.take(Packed.decode(value), token)
         except PackedRecordError as error:
             reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
             return dead_letter(self._topics, reject, self._name)
         return None
+
+    def take(self, packed: Packed, token: Any) -> None:
+        """Takes events in."""
+        self._sequencer.add(packed, token)
 
     def step(self) -> tuple[list[Message], list[Any]]:
         """Messages to send, and then the tokens of the records that are done."""

@@ -268,3 +268,39 @@ def sharing(broker: str, group: str) -> int:
     described = admin.describe_groups([group])[group]
     admin.close()
     return len(described["members"]) if described["group_state"] == "Stable" else 0
+
+
+def test_an_input_keyed_by_agent_is_judged_where_it_is_read(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    topic_prefix = topic_prefix.rstrip(".")
+    mixed, fleet = tmp_path / "random.jsonl", tmp_path / "fleet.json"
+    mixed.write_text("".join(json.dumps(e) + "\n" for seed in range(20, 28) for e in random_stream(seed)))
+    burnfuse("watch", "--json", "--save-calibration", str(fleet), str(mixed))
+    usage = f"{topic_prefix}-usage"
+    settings = {
+        "kafka": {
+            "bootstrap_servers": [broker],
+            "app_id": f"{topic_prefix}-app",
+            "input_topic": usage,
+            "prefix": topic_prefix,
+            "partitions": 2,
+            "input_partitions": 3,
+            "hold_s": 5.0,
+        },
+        "calibration": {"file": str(fleet)},
+        "input": {"keyed_by": "agent_id"},
+    }
+    config = tmp_path / "burnfuse.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    expected = findings(
+        json.loads(x) for x in burnfuse("watch", "--json", "--config", str(config), str(mixed)).stdout.splitlines()
+    )
+    burnfuse("topics", "--config", str(config))
+    burnfuse("replay", str(mixed), "--broker", broker, "--topic", usage, "--key", "agent_id")
+    with worker(config, TOKEN) as process:
+        topic = f"{topic_prefix}.findings"
+        wait_for("findings", lambda: len(findings(values(broker, topic))) >= len(expected), process)
+        read = [usage, f"{topic_prefix}.graph", topic]
+        wait_for("commits", lambda: consumed(broker, f"{topic_prefix}-app", read), process)
+    assert findings(values(broker, topic)) == expected
+    # There was no shuffle.
+    assert not read_all(broker, f"{topic_prefix}.events")

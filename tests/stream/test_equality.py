@@ -13,11 +13,12 @@ from random_streams import random_stream
 
 from detectors.base import FleetFigures
 from stream.clock import ManualClock
+from stream.columns import Columns, Packed
 from stream.engine import GRAPH, WATCH
 from stream.ingest.ingest import Record
 from stream.pipeline import Pipeline, make_ingest
 from stream.settings import Settings, default_settings
-from stream.stages import DetectStage, IngestStage, Topics, position_name
+from stream.stages import DetectStage, IngestStage, Topics, own, position_name
 from stream.wire import decode_finding, finding_json
 
 NOW = 1_800_000_000.0
@@ -39,7 +40,8 @@ def watch(settings: Settings, values: list[bytes], rng: random.Random) -> list[d
 class Cluster:
     """The worker's stages over lists that stand for partitions, read in random order and pieces."""
 
-    def __init__(self, settings: Settings, inputs: int, outputs: int, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, inputs: int, outputs: int, rng: random.Random, keyed: bool = False) -> None:
+        self.keyed = keyed
         self.topics, self.rng, self.inputs = Topics.of(settings.kafka), rng, inputs
         self.clock = ManualClock(NOW)
         ingest = make_ingest(settings, position_name(self.topics.usage), self.clock, None)
@@ -47,8 +49,11 @@ class Cluster:
         self.logs: dict[tuple[str, int], list[bytes]] = defaultdict(list)
         self.stages = {
             (topic, p): DetectStage(settings, self.topics, scopes, f"{topic}/{p}", self.clock)
-            for topic, scopes in ((self.topics.events, WATCH), (self.topics.graph, GRAPH))
-            for p in range(outputs)
+            for topic, scopes, partitions in (
+                (self.topics.usage if keyed else self.topics.events, WATCH, inputs if keyed else outputs),
+                (self.topics.graph, GRAPH, outputs),
+            )
+            for p in range(partitions)
         }
         self.done: dict[tuple[str, int], int] = defaultdict(int)
         self.found: list[dict[str, Any]] = []
@@ -69,14 +74,28 @@ class Cluster:
                 size = self.rng.choice([1, 10, 100])
                 batch += usage[p][heads[p] : heads[p] + size]
                 heads[p] += size
-            self.send(self.ingest.process(batch))
+            if self.keyed:
+                messages, handed = self.ingest.hand_over(batch)
+                self.send(messages)
+                self.hand(handed)
+            else:
+                self.send(self.ingest.process(batch))
             if self.rng.random() < 0.3:
-                ended = {p: log_ms + 1 for p in range(self.inputs) if heads[p] >= len(usage[p])}
-                self.send(self.ingest.heartbeat(ended) if ended else [])
+                self.heartbeat({p: log_ms + 1 for p in range(self.inputs) if heads[p] >= len(usage[p])})
             if self.rng.random() < 0.5:
                 self.detect()
-        self.send(self.ingest.heartbeat(dict.fromkeys(range(self.inputs), log_ms + 1)))
+        self.heartbeat(dict.fromkeys(range(self.inputs), log_ms + 1))
         self.detect(everything=True)
+
+    def heartbeat(self, progress: dict[int, int]) -> None:
+        if self.keyed:
+            self.hand({p: own(Columns.empty(), ms) for p, ms in progress.items()})
+        topics = [self.topics.graph] if self.keyed else [self.topics.graph, self.topics.events]
+        self.send(self.ingest.heartbeat(progress, *topics) if progress else [])
+
+    def hand(self, handed: dict[int, Packed]) -> None:
+        for p, packed in handed.items():
+            self.logs[self.topics.usage, p].append(packed.encode())
 
     def send(self, messages: list[Any]) -> None:
         for message in messages:
@@ -106,15 +125,20 @@ def test_worker_and_watch_agree(seed: int) -> None:
     check([json.dumps(event).encode() for event in random_stream(seed)], random.Random(seed))
 
 
+@pytest.mark.parametrize("seed", range(50, 70))
+def test_an_input_keyed_by_agent_needs_no_shuffle(seed: int) -> None:
+    check([json.dumps(event).encode() for event in random_stream(seed)], random.Random(seed), keyed=True)
+
+
 def test_worker_and_watch_agree_on_streams_that_lie_days_apart_and_back_in_time() -> None:
     values = [json.dumps(event).encode() for seed in range(10) for event in random_stream(seed, 200)]
     check(values, random.Random(0))
 
 
-def check(values: list[bytes], rng: random.Random) -> None:
+def check(values: list[bytes], rng: random.Random, *, keyed: bool = False) -> None:
     settings = default_settings()
-    cluster = Cluster(settings, inputs=rng.randint(1, 6), outputs=rng.randint(1, 6), rng=rng)
-    cluster.run(values, key=rng.choice(["agent_id", "root_run_id", "any"]))
+    cluster = Cluster(settings, inputs=rng.randint(1, 6), outputs=rng.randint(1, 6), rng=rng, keyed=keyed)
+    cluster.run(values, key="agent_id" if keyed else rng.choice(["agent_id", "root_run_id", "any"]))
     expected = in_order(watch(settings, values, rng))
     assert in_order(cluster.found) == expected
     # Every packed record was done with, and nothing waits.

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from detectors.types import Finding, Scope
 from stream.clock import ManualClock
 from stream.columns import Packed
@@ -66,7 +68,7 @@ def test_a_bad_record_becomes_a_dead_letter_with_reason_and_place_and_no_content
 
 
 def test_a_heartbeat_reaches_every_inner_partition() -> None:
-    messages = ingest_stage(outputs=3).heartbeat({0: 5})
+    messages = ingest_stage(outputs=3).heartbeat({0: 5}, TOPICS.events, TOPICS.graph)
     assert {(m.topic, m.partition) for m in messages} == {
         (topic, p) for topic in (TOPICS.events, TOPICS.graph) for p in range(3)
     }
@@ -89,7 +91,7 @@ def test_late_events_and_duplicates_become_dead_letters_once() -> None:
     for message in ingest_stage(inputs=1, outputs=1).process(records):
         if message.topic == TOPICS.events:
             stage.add(message.value, "t")
-    for message in ingest_stage(inputs=1, outputs=1).heartbeat({0: 1 << 60}):
+    for message in ingest_stage(inputs=1, outputs=1).heartbeat({0: 1 << 60}, TOPICS.events, TOPICS.graph):
         if message.topic == TOPICS.events:
             stage.add(message.value, "h")
     messages, done = stage.step()
@@ -131,3 +133,27 @@ def test_a_damaged_finding_becomes_a_dead_letter() -> None:
         assert changes == []
         assert letter is not None
         assert json.loads(letter.value)["reason"] == "malformed"
+
+
+def on(partition: int, position: int, agent: str) -> Record:
+    return replace(record(position, agent_id=agent), source=partition)
+
+
+def test_an_agent_on_two_partitions_of_a_keyed_input_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    stage = ingest_stage(inputs=2)
+    stage.hand_over([on(0, 0, "a"), on(1, 1, "b"), on(0, 2, "a"), on(0, 3, "c")])
+    assert not caplog.messages
+    for n in (4, 6):
+        stage.hand_over([on(1, n, "a"), on(0, n + 1, "b")])
+    assert len(caplog.messages) == 1
+    assert "agent a comes on several partitions" in caplog.messages[0]
+
+
+def test_events_of_a_keyed_input_are_handed_over_by_partition() -> None:
+    records = [on(n % 2, n, f"a{n % 2}") for n in range(6)]
+    messages, handed = ingest_stage(inputs=2).hand_over([*records, Record(b"{", 1, 9, log_ms=50)])
+    assert {p: packed.columns.texts["event_id"] for p, packed in handed.items()} == {
+        0: ["e0", "e2", "e4"],
+        1: ["e1", "e3", "e5"],
+    }
+    assert [message.topic for message in messages] == [TOPICS.dead]
