@@ -256,11 +256,11 @@ def test_the_readme_shows_all_detectors_and_the_version() -> None:
     assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_demo_finds_each_fault_within_a_minute() -> None:
+def test_the_demo_finds_each_fault_within_a_minute_and_a_half() -> None:
     done = subprocess.run([sys.executable, "-m", "stream", "demo"], capture_output=True, text=True, timeout=200)
     delays = [int(seconds) for seconds in re.findall(r"found after (\d+) s", done.stdout)]
     assert len(delays) == 3
-    assert max(delays) <= 60
+    assert max(delays) <= 90
 
 
 # ---------------------------------------------------------------------------------- a new detector
