@@ -41,8 +41,8 @@ _USUAL_MINUTES = 1440
 
 FIELDS: dict[str, tuple[Any, ...]] = {
     "minute": (np.int32, -1),  # the open minute, since 1970
-    "fast": (np.float32, 0.0, UNITS),  # S
-    "open_use": (np.float32, 0.0, UNITS),  # of the open minute
+    "fast": (np.float32, 0.0, UNITS),  # S when the open second began
+    "open_use": (np.int64, 0, UNITS),  # of the open minute, in thousandths
     "last_use": (np.float32, 0.0, UNITS),  # of the minute before it
     "lulls": (np.float32, 0.0, LULLS * UNITS),  # ln of the lowest two-minute mean per block, at block % LULLS
     "lull": (np.float32, 0.0, UNITS),  # the lowest of them: ln L without the open minute
@@ -58,16 +58,22 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 Values = NDArray[np.float32]
 
 
-def lull_now(table: Table, rows: Ints) -> Values:
-    """(k, UNITS) ln L with the open minute as far as it has got."""
-    now: Values = np.minimum(table["lull"][rows], _two_minutes(table["open_use"][rows], table["last_use"][rows]))
+def lull_now(lull: Values, use: Values, last: Values) -> Values:
+    """(k, UNITS) ln L with the open minute as far as it has got.
+
+    Args:
+        lull: (k, UNITS) ln L without the open minute.
+        use: (k, UNITS) of the open minute.
+        last: (k, UNITS) of the minute before it.
+    """
+    now: Values = np.minimum(lull, _two_minutes(use, last))
     return now
 
 
-def keep_fresh(table: Table, rows: Ints, ln_fast: Values) -> None:
-    """Remembers S (k, UNITS) for the open block, to be learned when it has lagged enough."""
-    ring, slot = _ring(table, "fresh"), table["minute"][rows] // BLOCK % LAG
-    ring[rows, slot] = np.maximum(ring[rows, slot], ln_fast)
+def keep_fresh(table: Table, rows: Ints, minute: Ints, ln_fast: Values) -> None:
+    """Remembers S (k, UNITS) for the block of the open minute (k,), to be learned when it has lagged enough."""
+    ring, place = table["fresh"].reshape(-1, UNITS), rows * LAG + minute // BLOCK % LAG
+    ring[place] = np.maximum(ring[place], ln_fast)
 
 
 def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s: float) -> None:
@@ -80,7 +86,7 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     """
     was = table["minute"][rows].astype(np.int64)
     gap = minute - was
-    use = table["open_use"][rows]
+    use = (table["open_use"][rows] / 1e3).astype(np.float32)
     lowest = _two_minutes(use, table["last_use"][rows])
     lull = np.minimum(table["lull"][rows], lowest)
     chosen = rows[learn]

@@ -61,7 +61,7 @@ class Reference:
         self.fresh_lull: dict[int, float] = {}
 
     def burst(self) -> float:
-        """An event counts as much as it has faded, in whatever order they came."""
+        """An event counts as much as it has faded, in whole seconds, in whatever order they came."""
         return math.fsum(tokens * math.exp(-(self.now - ts) / FAST_S) for ts, tokens in self.events)
 
     def lull(self, last: int) -> float:
@@ -83,8 +83,10 @@ class Reference:
             for name, waiting in (("high", self.fresh), ("lull_high", self.fresh_lull)):
                 learnt = [waiting.pop(old) for old in list(waiting) if old <= minute // BLOCK - LAG]
                 setattr(self, name, max([getattr(self, name), *learnt]) - self.fade * gap)
-        self.now = max(self.now, ts)
-        self.events.append((ts, tokens))
+        second = math.floor(ts)
+        self.now = max(self.now, second)
+        # A late event counts for what is left of it by now, to a thousandth.
+        self.events.append((self.now, round(tokens * math.exp(-(self.now - second) / FAST_S), 3)))
         self.use[self.minute] += tokens  # type: ignore[assignment]
         block = self.minute // BLOCK
         self.fresh[block] = max(self.fresh.get(block, -math.inf), math.log(self.burst()))
@@ -166,9 +168,13 @@ def test_statistics_are_as_defined(steps: list[tuple[float, float, int]], memory
     detector = Runaway(RunawayConfig(memory_s=memory_s))
     assert list(detector.update(batch_of(events))) == []
     table = detector.tables["agents"]
-    found = [float(table[name][0, 0]) for name in ("fast", "high", "lull_high")]
+    fast, second, use, last, lull, high, lull_high = (
+        float(table[name][0, 0]) for name in ("fast", "second_use", "open_use", "last_use", "lull", "high", "lull_high")
+    )
+    found = [fast + second / 1e3, high, lull_high]
     assert found == pytest.approx([reference.burst(), reference.high, reference.lull_high], rel=1e-4, abs=1e-4)
-    assert lull_now(table, np.array([0]))[0, 0] == pytest.approx(reference.lull(reference.minute), abs=1e-4)
+    now = lull_now(*(np.float32(value) for value in (lull, use / 1e3, last)))
+    assert now == pytest.approx(reference.lull(reference.minute), abs=1e-4)
 
 
 # ----------------------------------------------------------------------------------------- dollars
