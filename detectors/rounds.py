@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from detectors.types import Bools, EventBatch, Floats, Ints, Scope
 
 
+_LAST_S = 2.0**36
+"""The time that all later ones count as, s: the year 4147."""
+
+
 def rounds(row: Ints) -> Iterator[Ints]:
     """Yields arrays of positions; the k-th holds the k-th event of every row, each row at most once.
 
@@ -35,7 +39,7 @@ def ticks(ts: Floats, length_s: float) -> Ints:
     >>> ticks(np.array([59.9, 60.0]), 60.0).tolist()
     [0, 1]
     """
-    return np.clip(np.floor(ts / length_s), 0, 2**38).astype(np.int64)
+    return np.floor(np.clip(ts, 0, _LAST_S) / length_s).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def segments(row: Ints, tick: Ints, newest: NDArray[np.integer]) -> Segments:
 
     Args:
         row: (n,) row of each event, n > 0.
-        tick: (n,) tick each event lies in, from 0 to 2^38.
+        tick: (n,) tick each event lies in, from 0 to 2^40 - 1.
         newest: (rows,) newest tick of each row before these events, -1 for none.
 
     >>> found = segments(np.array([5, 3, 5, 5]), np.array([1, 1, 2, 1]), np.full(6, -1))

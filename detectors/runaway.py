@@ -376,7 +376,7 @@ class Runaway(Detector):
         within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
         costlier ones. Unusual hours at a usual rate are invisible.
     Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
-    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 585 bytes);
+    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 614 bytes);
         per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
         while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
         levels decides whether the level has moved for good; a new agent's level is taken as it is.
