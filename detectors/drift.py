@@ -10,8 +10,8 @@ import numpy as np
 
 from detectors.base import Detector, DetectorConfig, Spec, Table, register, setting
 from detectors.moved import Move, adwin, page_hinkley, settled
-from detectors.rounds import lives, segments, ticks
-from detectors.types import UNKNOWN, EventBatch, Finding, Floats, Hashes, Ints, Scope
+from detectors.rounds import bits, lives, segments, ticks
+from detectors.types import EventBatch, Finding, Floats, Ints, Scope
 
 WINDOW_S, DAY_S = 600.0, 86400.0
 
@@ -152,7 +152,7 @@ class Drift(Detector):
             return []
         parts = segments(entity.row[spent], ticks(batch.ts[spent], WINDOW_S), table["window"])
         at = spent[parts.order]
-        sums, models = parts.sums(_amounts(batch, at)), np.bitwise_or.reduceat(_bits(batch.model[at]), parts.starts)
+        sums, models = parts.sums(_amounts(batch, at)), np.bitwise_or.reduceat(bits(batch.model[at]), parts.starts)
         found: list[tuple[int, Finding]] = []
         for k in parts.rounds():
             row, window = parts.row[k], parts.tick[k]
@@ -289,13 +289,6 @@ def _amounts(batch: EventBatch, at: Ints) -> Ints:
     amounts[:, 4] = given * read
     amounts[:, 5] = np.maximum(given - cached, 0) * read
     return amounts
-
-
-def _bits(model: Hashes) -> Hashes:
-    """(n,) a bit for each model, by its hash; none where it is unknown."""
-    known = (model != UNKNOWN).astype(np.uint64)
-    bits: Hashes = known << (model & np.uint64(63))
-    return bits
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

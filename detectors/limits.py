@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,13 @@ class Limits:
                 found += self._hour(batch, paid)
         return found
 
-    def _pace(self, table: Table, rows: Ints, level: NDArray[Any], ts: Floats) -> list[int]:
+    def _pace(self, table: Table, rows: Ints, level: NDArray[Any], ts: Floats) -> Sequence[int]:
         settings = self._settings
         # By whole seconds, as everything else: so a second asks once, however many calls it has.
-        speak = pace_in_order(table, rows, level, np.floor(ts), repeat_s=settings.repeat_s, rearm_s=settings.rearm_s)
-        return speak.tolist()
+        speak: Sequence[int] = pace_in_order(
+            table, rows, level, np.floor(ts), repeat_s=settings.repeat_s, rearm_s=settings.rearm_s
+        ).tolist()
+        return speak
 
     # ------------------------------------------------------------------------------------ contexts
 
@@ -115,11 +117,11 @@ class Limits:
         size = batch.input[at].astype(np.float32)
         most = np.maximum.reduceat(size, parts.starts)
         high, days = np.empty(len(parts.row), np.float32), np.empty(len(parts.row), np.uint8)
-        for k in parts.rounds():
-            who = parts.row[k]
-            self._close_days(who, parts.tick[k])
-            table["today"][who] = np.maximum(table["today"][who], most[k])
-            high[k], days[k] = table["high"][who], table["days"][who]
+        for these in parts.rounds():
+            who = parts.row[these]
+            self._close_days(who, parts.tick[these])
+            table["today"][who] = np.maximum(table["today"][who], most[these])
+            high[these], days[these] = table["high"][who], table["days"][who]
         # Hardly ever is a day known well enough, and a call large enough, to be looked at.
         known = (days >= _CONTEXT_DAYS) & (most >= settings.context_floor) & (most >= settings.context_times * high)
         if not known.any():
@@ -278,10 +280,10 @@ class Limits:
         at, rows = paid[parts.order], row[parts.order]
         before = np.empty(len(parts.row), np.int64)
         cost = parts.sums(batch.cost[at])
-        for k in parts.rounds():
-            who, hour = parts.row[k], parts.tick[k]
-            before[k] = np.where(hour > table["hour"][who], 0, table["cost"][who])
-            table["hour"][who], table["cost"][who] = hour, before[k] + cost[k]
+        for these in parts.rounds():
+            who, hour = parts.row[these], parts.tick[these]
+            before[these] = np.where(hour > table["hour"][who], 0, table["cost"][who])
+            table["hour"][who], table["cost"][who] = hour, before[these] + cost[these]
         of = np.repeat(np.arange(len(before)), parts.sizes)
         spent = (before[of] + running(batch.cost[at], changes(of))) / 1e9
         for k in self._pace(table, rows, np.where(spent >= budget, 2, 0), batch.ts[at]):

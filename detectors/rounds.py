@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.types import Bools, EventBatch, Floats, Ints, Scope
-
+from detectors.types import UNKNOWN, Bools, EventBatch, Floats, Hashes, Ints, Scope
 
 _LAST_S = 2.0**36
 """The time that all later ones count as, s: the year 4147."""
@@ -148,6 +147,13 @@ def unlike_recent(ring: NDArray[np.integer], row: Ints, values: NDArray[np.integ
     end = place[np.append(first[1:], n) - 1] + 1
     ring[rows] = line[end[:, None] + behind]
     return ~seen
+
+
+def bits(hashes: Hashes) -> Hashes:
+    """(n,) a bit for each hash, of 64; none for UNKNOWN. Joined by "or", they are a set in any order."""
+    known = (hashes != UNKNOWN).astype(np.uint64)
+    bit: Hashes = known << (hashes & np.uint64(63))
+    return bit
 
 
 def lives(batch: EventBatch, scope: Scope) -> Iterator[EventBatch]:

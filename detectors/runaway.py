@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from river import drift
 
 from detectors.base import (
@@ -518,8 +517,8 @@ class Runaway(Detector):
 
     def _burn(self, batch: EventBatch, spent: Ints, heard: _Heard) -> list[tuple[int, Finding]]:
         """Takes in events that use something, a second of every agent at once."""
-        entity, config, table, fleet = batch.entities[self.spec.scope], self.config, self._table, self._fleet
-        row = entity.row[spent]
+        table, fleet = self._table, self._fleet
+        row = batch.entities[self.spec.scope].row[spent]
         second = ticks(batch.ts[spent], 1.0)
         parts = segments(row, second, table["second"])
         at = spent[parts.order]
@@ -626,7 +625,7 @@ class Runaway(Detector):
         entity = batch.entities[self.spec.scope]
         of, inside = stretch.parts.events(chosen)
         at = stretch.at[inside]
-        rows, now = entity.row[at], stretch.parts.tick[chosen][of]
+        rows, now = entity.row[at], stretch.parts.tick[chosen][of].astype(np.float64)
         begins = changes(of)
         fast = start[of] + (base[of] + running(stretch.counted[inside], begins)) / 1e3
         rated = self._rate(rows, start[of], fast, open_use[of] + running(stretch.used[inside], begins))
@@ -651,9 +650,7 @@ class Runaway(Detector):
         np.maximum.at(table["day_excess"], rows_over, (excess * 1e6).astype(np.float32))
         level = 1 + ((rated.score[over] > critical[over]) & (rated.states[over] == 2))
         level = np.where(excess >= fleet.excess_usd, level, 0)
-        speak = pace_in_order(
-            table, rows_over, level, now[over].astype(np.float64), repeat_s=config.repeat_s, rearm_s=config.rearm_s
-        )
+        speak = pace_in_order(table, rows_over, level, now[over], repeat_s=config.repeat_s, rearm_s=config.rearm_s)
         found = []
         for j in speak.tolist():
             k = int(over[j])
