@@ -146,12 +146,14 @@ class Drift(Detector):
         """What is found in events of which none follows on another life of its row; a window of all agents at once."""
         entity, table = batch.entities[self.spec.scope], self._table
         born = entity.row[entity.new]
-        self.forget(born[table["window"][born] >= 0])
-        spent = np.flatnonzero(batch.tokens > 0)
-        if not len(spent):
+        again = born[table["window"][born] >= 0]
+        if len(again):
+            self.forget(again)
+        order = np.argsort(entity.row, kind="stable")
+        at = order[batch.tokens[order] > 0]
+        if not len(at):
             return []
-        parts = segments(entity.row[spent], ticks(batch.ts[spent], WINDOW_S), table["window"])
-        at = spent[parts.order]
+        parts = segments(entity.row[at], ticks(batch.ts[at], WINDOW_S), table["window"])
         sums, models = parts.sums(_amounts(batch, at)), np.bitwise_or.reduceat(bits(batch.model[at]), parts.starts)
         found: list[tuple[int, Finding]] = []
         for k in parts.rounds():

@@ -53,11 +53,11 @@ class Windows:
             (m,) positions of the events that closed a window, (m, len(FEATURES)) what the windows were like.
         """
         table = self.table
-        calls = np.flatnonzero((batch.kind == Kind.LLM) | (batch.kind == Kind.TOOL))
-        if not len(calls):
-            return calls, np.empty((0, len(FEATURES)))
-        parts = segments(row[calls], ticks(batch.ts[calls], self._length_s), table["window"])
-        at = calls[parts.order]
+        order, calls = np.argsort(row, kind="stable"), (batch.kind == Kind.LLM) | (batch.kind == Kind.TOOL)
+        at = order[calls[order]]
+        if not len(at):
+            return at, np.empty((0, len(FEATURES)))
+        parts = segments(row[at], ticks(batch.ts[at], self._length_s), table["window"])
         sums = parts.sums(self._amounts(batch, at, row[at]))
         tools = np.bitwise_or.reduceat(bits(batch.tool_id[at]), parts.starts)
         closing, values = [], []
@@ -76,7 +76,7 @@ class Windows:
             table["sums"][rows] += sums[k]
             table["tools"][rows] |= tools[k]
         if not closing:
-            return calls[:0], np.empty((0, len(FEATURES)))
+            return at[:0], np.empty((0, len(FEATURES)))
         return np.concatenate(closing), np.concatenate(values)
 
     def _amounts(self, batch: EventBatch, at: Ints, row: Ints) -> Ints:

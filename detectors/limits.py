@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import ALARM_FIELDS, Table, levels, pace_in_order
-from detectors.rounds import changes, rounds, running, segments, ticks
+from detectors.rounds import changes, rounds, running, segments, sizes, ticks
 from detectors.types import EventBatch, Floats, Ints, Kind, Scope
 
 CONTEXT_S = 1800.0
@@ -83,18 +83,19 @@ class Limits:
         self.hours = Table({"hour": (np.int32, -1), "cost": (np.int64, 0), **ALARM_FIELDS})
         self.tables = {"contexts": self.contexts, "outcomes": self.outcomes, "hours": self.hours}
 
-    def update(self, batch: EventBatch) -> list[Excess]:
-        """Takes in a batch, in which no life of an agent follows on another in its row."""
-        llm = batch.kind == Kind.LLM
+    def update(self, batch: EventBatch, order: Ints) -> list[Excess]:
+        """Takes in events, of which none follows on another life of its row; `order`: (n,) them row by row."""
+        kind = batch.kind[order]
+        llm = kind == Kind.LLM
         found: list[Excess] = []
-        calls = np.flatnonzero(llm & (batch.input > 0))
+        calls = order[llm & (batch.input[order] > 0)]
         if len(calls):
             found += self._context(batch, calls)
-        steps = np.flatnonzero(llm | (batch.kind == Kind.OUTCOME))
+        steps = order[llm | (kind == Kind.OUTCOME)]
         if len(steps):
             found += self._without_outcome(batch, steps)
         if self._settings.hour_usd > 0:
-            paid = np.flatnonzero(batch.cost > 0)
+            paid = order[batch.cost[order] > 0]
             if len(paid):
                 found += self._hour(batch, paid)
         return found
@@ -109,11 +110,10 @@ class Limits:
 
     # ------------------------------------------------------------------------------------ contexts
 
-    def _context(self, batch: EventBatch, calls: Ints) -> Iterator[Excess]:
+    def _context(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
         table, settings = self.contexts, self._settings
-        row = batch.entities[Scope.AGENT].row[calls]
-        parts = segments(row, ticks(batch.ts[calls], _DAY_S), table["day"])
-        at, rows = calls[parts.order], row[parts.order]
+        rows = batch.entities[Scope.AGENT].row[at]
+        parts = segments(rows, ticks(batch.ts[at], _DAY_S), table["day"])
         size = batch.input[at].astype(np.float32)
         most = np.maximum.reduceat(size, parts.starts)
         high, days = np.empty(len(parts.row), np.float32), np.empty(len(parts.row), np.uint8)
@@ -126,7 +126,7 @@ class Limits:
         known = (days >= _CONTEXT_DAYS) & (most >= settings.context_floor) & (most >= settings.context_times * high)
         if not known.any():
             return
-        of = np.repeat(np.arange(len(known)), parts.sizes)
+        of = parts.spread(np.arange(len(known)))
         large = np.flatnonzero(
             known[of] & (size >= settings.context_times * high[of]) & (size >= settings.context_floor)
         )
@@ -157,7 +157,6 @@ class Limits:
         """(n,) large calls of the last half hour as of each of these, row by row; it fades between seconds."""
         table = self.contexts
         parts = segments(rows, ticks(batch.ts[at], 1.0), table["second"])
-        of = np.repeat(np.arange(len(parts.row)), parts.sizes)
         before = np.empty(len(parts.row))
         for k in parts.rounds():
             who, now = parts.row[k], parts.tick[k]
@@ -168,8 +167,10 @@ class Limits:
             before[k] = faded + open_calls.astype(np.float64)
             table["count"][who], table["second"][who] = faded, now
             table["open_calls"][who] = open_calls + parts.sizes[k]
-        # The rows ascend already, so the segments' order is the one given.
-        return before[of] + running(np.ones(len(at), np.int64), changes(of))
+        begins = np.zeros(len(at), np.bool_)
+        begins[parts.starts] = True
+        counts: Floats = parts.spread(before) + running(np.ones(len(at), np.int64), begins)
+        return counts
 
     def _close_days(self, rows: Ints, day: Ints) -> None:
         table, settings = self.contexts, self._settings
@@ -195,13 +196,12 @@ class Limits:
     def _without_outcome(self, batch: EventBatch, steps: Ints) -> Iterator[Excess]:
         """Takes in model calls and outcomes: of each agent at once what lies between two outcomes."""
         table, entity = self.outcomes, batch.entities[Scope.AGENT]
-        steps = steps[np.argsort(entity.row[steps], kind="stable")]
         row, done = entity.row[steps], batch.kind[steps] == Kind.OUTCOME
         # A task begins with the outcome of the one before, or goes on from the batch before.
         begins = changes(row) | done
         starts = np.flatnonzero(begins)
         who, closes = row[starts], done[starts]
-        calls = np.diff(starts, append=len(steps)) - closes
+        calls = sizes(starts, len(steps)) - closes
         for k in rounds(who):
             closed = k[closes[k]]
             if len(closed):
@@ -273,19 +273,19 @@ class Limits:
 
     # --------------------------------------------------------------------------------------- hours
 
-    def _hour(self, batch: EventBatch, paid: Ints) -> Iterator[Excess]:
+    def _hour(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
         table, budget = self.hours, self._settings.hour_usd
-        row = batch.entities[Scope.AGENT].row[paid]
-        parts = segments(row, ticks(batch.ts[paid], _HOUR_S), table["hour"])
-        at, rows = paid[parts.order], row[parts.order]
+        rows = batch.entities[Scope.AGENT].row[at]
+        parts = segments(rows, ticks(batch.ts[at], _HOUR_S), table["hour"])
         before = np.empty(len(parts.row), np.int64)
         cost = parts.sums(batch.cost[at])
         for these in parts.rounds():
             who, hour = parts.row[these], parts.tick[these]
             before[these] = np.where(hour > table["hour"][who], 0, table["cost"][who])
             table["hour"][who], table["cost"][who] = hour, before[these] + cost[these]
-        of = np.repeat(np.arange(len(before)), parts.sizes)
-        spent = (before[of] + running(batch.cost[at], changes(of))) / 1e9
+        begins = np.zeros(len(at), np.bool_)
+        begins[parts.starts] = True
+        spent = (parts.spread(before) + running(batch.cost[at], begins)) / 1e9
         for k in self._pace(table, rows, np.where(spent >= budget, 2, 0), batch.ts[at]):
             yield Excess(
                 index=int(at[k]),

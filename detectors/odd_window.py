@@ -193,7 +193,8 @@ class OddWindow(Detector):
         entity = batch.entities[self.spec.scope]
         born = np.flatnonzero(entity.new)
         born = born[self._windows.table["window"][entity.row[born]] >= 0]
-        self.forget(entity.row[born])
+        if len(born):
+            self.forget(entity.row[born])
         for i in born.tolist():
             self._verdicts.setdefault(int(entity.row[i]), []).append((seen + i, math.nan))
         closing, values = self._windows.take(batch, entity.row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,68 +44,73 @@ def ticks(ts: Floats, length_s: float) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Events of each row in order, cut where the row's clock moves on.
+    """Events, row by row, cut where their row's clock moves on.
 
     A row that has thousands of events within one tick has one segment then, and takes one round. Sums within
     a segment must not depend on where it is cut, as the next batch may go on in the same tick: they are made
     of integers.
     """
 
-    order: Ints
-    """(n,) positions of the events, row by row, each row's in order."""
     starts: Ints
-    """(m,) where in `order` each segment begins."""
+    """(m,) position of each segment's first event."""
+    sizes: Ints
+    """(m,) events of each."""
     row: Ints
     """(m,)"""
     tick: Ints
     """(m,) the row's newest tick; late events belong to it."""
-    rank: Ints
-    """(m,) which of its row's segments it is, from 0."""
-
-    @property
-    def sizes(self) -> Ints:
-        """(m,) events of each segment."""
-        return np.diff(self.starts, append=len(self.order))
 
     def rounds(self) -> Iterator[Ints]:
         """Yields arrays of segments; the k-th holds the k-th segment of every row."""
-        return _by_rank(self.rank)
+        return _by_rank(_rank(changes(self.row)))
 
     def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(m, ...) sums per segment of (n, ...) integers in the order of `order`."""
+        """(m, ...) sums per segment of (n, ...) integers."""
         total: NDArray[np.int64] = np.add.reduceat(values, self.starts, axis=0)
         return total
 
+    def spread(self, values: Any) -> Any:
+        """(n, ...) each segment's own of (m, ...) values, for its events."""
+        return values.repeat(self.sizes, axis=0)
+
     def events(self, chosen: Ints) -> tuple[Ints, Ints]:
-        """The events of some segments: (k,) index into `chosen`, (k,) index into `order`."""
+        """The events of some segments: (k,) index into `chosen`, (k,) position."""
         sizes = self.sizes[chosen]
-        of = np.repeat(np.arange(len(chosen)), sizes)
+        of = np.arange(len(chosen)).repeat(sizes)
         begins = np.cumsum(sizes) - sizes
-        return of, self.starts[chosen][of] + np.arange(len(of)) - begins[of]
+        return of, (self.starts[chosen] - begins)[of] + np.arange(len(of))
 
 
 def segments(row: Ints, tick: Ints, newest: NDArray[np.integer]) -> Segments:
     """Events cut into segments.
 
     Args:
-        row: (n,) row of each event, n > 0.
+        row: (n,) row of each event, n > 0; row by row, each row's events in order.
         tick: (n,) tick each event lies in, from 0 to 2^40 - 1.
         newest: (rows,) newest tick of each row before these events, -1 for none.
 
-    >>> found = segments(np.array([5, 3, 5, 5]), np.array([1, 1, 2, 1]), np.full(6, -1))
-    >>> found.order.tolist(), found.starts.tolist(), found.tick.tolist(), found.rank.tolist()
-    ([1, 0, 2, 3], [0, 1, 2], [1, 1, 2], [0, 0, 1])
+    >>> found = segments(np.array([3, 5, 5, 5]), np.array([1, 1, 2, 1]), np.full(6, -1))
+    >>> found.starts.tolist(), found.row.tolist(), found.tick.tolist()
+    ([0, 1, 2], [3, 5, 5], [1, 1, 2])
     """
-    order = np.argsort(row, kind="stable")
-    rows, own = row[order], tick[order]
-    begins = changes(rows)
-    own[begins] = np.maximum(own[begins], newest[rows[begins]])
+    begins = changes(row)
+    first = begins.nonzero()[0]
+    clock = tick.astype(np.int64)
+    clock[first] = np.maximum(clock[first], newest[row[first]])
     # One after the other, the clocks of all rows are a single one that never goes back.
-    lift = np.cumsum(begins) << 40
-    clock = np.maximum.accumulate(own + lift)
-    starts = np.flatnonzero(changes(clock))
-    row = rows[starts]
-    return Segments(order, starts, row, (clock - lift)[starts], _rank(changes(row)))
+    lift = begins.cumsum() << 40
+    clock += lift
+    np.maximum.accumulate(clock, out=clock)
+    starts = changes(clock).nonzero()[0]
+    return Segments(starts, sizes(starts, len(row)), row[starts], (clock - lift)[starts])
+
+
+def sizes(starts: Ints, n: int) -> Ints:
+    """(m,) how many of n events lie from each start to the next."""
+    ends = np.empty_like(starts)
+    ends[:-1] = starts[1:]
+    ends[-1] = n
+    return ends - starts
 
 
 def running(values: NDArray[np.int64], begins: Bools) -> NDArray[np.int64]:
@@ -114,9 +120,9 @@ def running(values: NDArray[np.int64], begins: Bools) -> NDArray[np.int64]:
     [1, 3, 4, 12]
     """
     total = np.cumsum(values, axis=0)
-    first = np.flatnonzero(begins)
+    first = begins.nonzero()[0]
     before = total[first] - values[first]
-    sums: NDArray[np.int64] = total - before[np.cumsum(begins) - 1]
+    sums: NDArray[np.int64] = total - before.repeat(sizes(first, len(values)), axis=0)
     return sums
 
 
@@ -125,28 +131,26 @@ def unlike_recent(ring: NDArray[np.integer], row: Ints, values: NDArray[np.integ
 
     Args:
         ring: (rows, width) the latest values of each row, oldest first; changed.
-        row: (n,) rows, in ascending order.
+        row: (n,) row of each value; row by row, each row's in order.
         values: (n,) known values: none equals the blank of the ring.
     """
     n, width = len(row), ring.shape[1]
     if not n:
         return np.zeros(0, np.bool_)
     begins = changes(row)
-    first = np.flatnonzero(begins)
-    rows = row[first]
-    # Each row's values behind those of the ring.
-    group = np.cumsum(begins)
-    place = np.arange(n) + width * group
+    first = begins.nonzero()[0]
+    rows, count = row[first], sizes(first, n)
+    # A line in which each row's values stand behind those of the ring.
+    place = np.arange(n) + width * begins.cumsum()
     line = np.empty(n + width * len(first), values.dtype)
     behind = np.arange(-width, 0)
-    line[place[first][:, None] + behind] = ring[rows]
+    before = place[first]
+    line[before[:, None] + behind] = ring[rows]
     line[place] = values
-    seen = np.zeros(n, np.bool_)
-    for back in range(1, width + 1):
-        seen |= line[place - back] == values
-    end = place[np.append(first[1:], n) - 1] + 1
-    ring[rows] = line[end[:, None] + behind]
-    return ~seen
+    same = line[place[:, None] + behind] == values[:, None]
+    ring[rows] = line[(before + count)[:, None] + behind]
+    fresh: Bools = ~same.any(1)
+    return fresh
 
 
 def bits(hashes: Hashes) -> Hashes:
@@ -160,14 +164,11 @@ def lives(batch: EventBatch, scope: Scope) -> Iterator[EventBatch]:
     """The batch, cut where an entity begins its life in a row that another one had earlier in the batch."""
     entity = batch.entities[scope]
     while entity.new.any():
-        born = np.flatnonzero(entity.new)
         order = np.argsort(entity.row, kind="stable")
-        first = np.empty(len(order), np.bool_)
-        first[order] = changes(entity.row[order])
-        again = born[~first[born]]
+        again = order[entity.new[order] & ~changes(entity.row[order])]
         if not len(again):
             break
-        begun, batch = batch.cut([int(again[0])])
+        begun, batch = batch.cut([int(again.min())])
         yield begun
         entity = batch.entities[scope]
     yield batch
@@ -175,9 +176,10 @@ def lives(batch: EventBatch, scope: Scope) -> Iterator[EventBatch]:
 
 def changes(values: NDArray[np.integer]) -> Bools:
     """(n,) where a value differs from the one before; the first does."""
-    changes = np.ones(len(values), np.bool_)
-    np.not_equal(values[1:], values[:-1], out=changes[1:])
-    return changes
+    differs = np.empty(len(values), np.bool_)
+    differs[:1] = True
+    np.not_equal(values[1:], values[:-1], out=differs[1:])
+    return differs
 
 
 def _rank(begins: Bools) -> Ints:

@@ -494,37 +494,38 @@ class Runaway(Detector):
         """What is found in events of which none follows on another life of its row."""
         entity, table = batch.entities[self.spec.scope], self._table
         born = entity.row[entity.new]
-        self.forget(born[table["begun"][born]])
+        again = born[table["begun"][born]]
+        if len(again):
+            self.forget(again)
         table["begun"][entity.row] = True
-        heard = self._hear(batch)
+        order = np.argsort(entity.row, kind="stable")
+        heard = self._hear(batch, order)
         found: list[tuple[int, Finding]] = []
-        spent = np.flatnonzero((batch.tokens > 0) | (batch.cost > 0))
+        spent = order[(batch.tokens[order] > 0) | (batch.cost[order] > 0)]
         if len(spent):
             found += self._burn(batch, spent, heard)
-        found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch)]
+        found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, order)]
         found.sort(key=lambda pair: pair[0])
         return found
 
-    def _hear(self, batch: EventBatch) -> _Heard:
+    def _hear(self, batch: EventBatch, order: Ints) -> _Heard:
         """Remembers when a tool last gave a result unlike the few before it."""
         table, row = self._table, batch.entities[self.spec.scope].row
-        told = np.flatnonzero((batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed)
-        told = told[np.argsort(row[told], kind="stable")]
+        told = order[((batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed)[order]]
         new = told[unlike_recent(table["results"], row[told], batch.result[told])]
         before = table["result_ts"].take(row[new])
         np.fmax.at(table["result_ts"], row[new], batch.ts[new])
         return _Heard(new, row[new], batch.ts[new], before)
 
-    def _burn(self, batch: EventBatch, spent: Ints, heard: _Heard) -> list[tuple[int, Finding]]:
+    def _burn(self, batch: EventBatch, at: Ints, heard: _Heard) -> list[tuple[int, Finding]]:
         """Takes in events that use something, a second of every agent at once."""
         table, fleet = self._table, self._fleet
-        row = batch.entities[self.spec.scope].row[spent]
-        second = ticks(batch.ts[spent], 1.0)
-        parts = segments(row, second, table["second"])
-        at = spent[parts.order]
-        used = np.stack([batch.tokens[at], batch.cost[at]], 1)
+        second = ticks(batch.ts[at], 1.0)
+        parts = segments(batch.entities[self.spec.scope].row[at], second, table["second"])
+        used = np.empty((len(at), UNITS), np.int64)
+        used[:, TOKENS], used[:, MONEY] = batch.tokens[at], batch.cost[at]
         # A late event counts as much as it would have by now; the clock of the sums stays.
-        counted, late = used, np.repeat(parts.tick, parts.sizes) - second[parts.order]
+        counted, late = used, parts.spread(parts.tick) - second
         behind = np.flatnonzero(late)
         if len(behind):
             counted = used.copy()
@@ -545,7 +546,7 @@ class Runaway(Detector):
             table["second_use"][rows] = total
             table["open_use"][rows] = opened
             fast = start + total / 1e3
-            hot = np.flatnonzero((fast >= fleet.floors).any(1))
+            hot = self._worth_rating(rows, fast)
             if len(hot):
                 rated = self._rate(rows[hot], start[hot], fast[hot], opened[hot])
                 # Within a second all of it only grows: what does not fire at its end has not fired before.
@@ -561,6 +562,15 @@ class Runaway(Detector):
                 table["day_score"][today] = np.maximum(table["day_score"][today], rated.score[counts])
             self._collect(rows, minute[k], fast)
         return found
+
+    def _worth_rating(self, rows: Ints, fast: Floats) -> Ints:
+        """Positions of the agents that use enough for a score above 0: what it takes of new ones is much more."""
+        fleet = self._fleet
+        hot: Ints = (fast >= fleet.floors).any(1).nonzero()[0]
+        if len(hot):
+            aged = self._table["active_minutes"][rows[hot]] >= self.config.ready_minutes
+            hot = hot[aged | (fast[hot, TOKENS] > max(self.config.new_tokens, fleet.cold))]
+        return hot
 
     def _decayed(self, rows: Ints, now: Ints) -> tuple[Any, Ints]:
         """Opens the second `now` of each row: (k, UNITS) S when it began, and what it has used so far.
