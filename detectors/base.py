@@ -99,15 +99,26 @@ class Table:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._columns[name]
 
+    def take(self, name: str, rows: Ints) -> NDArray[Any]:
+        """`table[name][rows]`, which takes numpy five times as long where each row is a small vector."""
+        return self._columns[name].take(rows, axis=0)
+
+    def put(self, name: str, rows: Ints, values: NDArray[Any]) -> None:
+        """`table[name][rows] = values` for a column of small vectors: faster one after the other, too."""
+        column = self._columns[name]
+        for i in range(column.shape[1]):
+            column[:, i][rows] = values[:, i]
+
     def reserve(self, rows: int) -> None:
         """Makes sure that rows 0 .. rows - 1 exist; grows by half at least, so growth stays cheap."""
         if rows <= self._rows:
             return
         size = max(rows, self._rows + self._rows // 2)
         for name, (dtype, blank, width) in self._fields.items():
-            column = np.full((size, width) if width else size, blank, dtype)
+            column = np.empty((size, width) if width else size, dtype)
             if self._rows:
                 column[: self._rows] = self._columns[name]
+            column[self._rows :] = blank
             self._columns[name] = column
         self._rows = size
 

@@ -164,11 +164,14 @@ def lives(batch: EventBatch, scope: Scope) -> Iterator[EventBatch]:
     """The batch, cut where an entity begins its life in a row that another one had earlier in the batch."""
     entity = batch.entities[scope]
     while entity.new.any():
-        order = np.argsort(entity.row, kind="stable")
-        again = order[entity.new[order] & ~changes(entity.row[order])]
+        place = np.arange(len(batch))
+        # Where a row occurs more than once, the value written last stays: that of its first event.
+        first = np.empty(int(entity.row.max()) + 1, np.int64)
+        first[entity.row[::-1]] = place[::-1]
+        again = (entity.new & (first[entity.row] < place)).nonzero()[0]
         if not len(again):
             break
-        begun, batch = batch.cut([int(again.min())])
+        begun, batch = batch.cut([int(again[0])])
         yield begun
         entity = batch.entities[scope]
     yield batch

@@ -541,10 +541,10 @@ class Runaway(Detector):
             rows, now = parts.row[k], parts.tick[k]
             self._close(rows, minute[k], now, group[k])
             start, base = self._decayed(rows, now)
-            open_use = table["open_use"][rows]
+            open_use = table.take("open_use", rows)
             total, opened = base + add[k], open_use + use[k]
-            table["second_use"][rows] = total
-            table["open_use"][rows] = opened
+            table.put("second_use", rows, total)
+            table.put("open_use", rows, opened)
             fast = start + total / 1e3
             hot = self._worth_rating(rows, fast)
             if len(hot):
@@ -566,7 +566,7 @@ class Runaway(Detector):
     def _worth_rating(self, rows: Ints, fast: Floats) -> Ints:
         """Positions of the agents that use enough for a score above 0: what it takes of new ones is much more."""
         fleet = self._fleet
-        hot: Ints = (fast >= fleet.floors).any(1).nonzero()[0]
+        hot: Ints = ((fast[:, TOKENS] >= fleet.floors[TOKENS]) | (fast[:, MONEY] >= fleet.floors[MONEY])).nonzero()[0]
         if len(hot):
             aged = self._table["active_minutes"][rows[hot]] >= self.config.ready_minutes
             hot = hot[aged | (fast[hot, TOKENS] > max(self.config.new_tokens, fleet.cold))]
@@ -578,7 +578,7 @@ class Runaway(Detector):
         Sums decay between seconds only. Within one they are integers, so no cut changes them.
         """
         table = self._table
-        start, base = table["fast"][rows], table["second_use"][rows]
+        start, base = table.take("fast", rows), table.take("second_use", rows)
         gap = now - table["second"][rows]
         kept = np.exp(gap / -FAST_S)[:, None]
         moved = gap > 0
@@ -589,7 +589,7 @@ class Runaway(Detector):
             ended = np.where(moved[:, None], base, 0)
             start = ((start + ended / 1e3) * kept).astype(np.float32)
             base = base - ended
-        table["fast"][rows] = start
+        table.put("fast", rows, start)
         table["second"][rows] = now
         return start, base
 
@@ -603,8 +603,8 @@ class Runaway(Detector):
         """
         table, config, fleet = self._table, self.config, self._fleet
         use = (open_use / 1e3).astype(np.float32)
-        last = table["last_use"][rows]
-        lull = lull_now(table["lull"][rows], use, last)
+        last = table.take("last_use", rows)
+        lull = lull_now(table.take("lull", rows), use, last)
         burst, lasts = self._parts(rows, fast, lull)
         states = self._states(rows, table["minute"][rows])
         material = fast >= fleet.floors
@@ -683,11 +683,11 @@ class Runaway(Detector):
     def _parts(self, rows: Ints, fast: Floats, lull: Any) -> tuple[Any, Any]:
         """(k, UNITS) how far S and (k, UNITS) how far L are above their highest; 0 where nothing is known."""
         table = self._table
-        high = table["high"][rows]
+        high = table.take("high", rows)
         known = np.isfinite(high)
         with np.errstate(divide="ignore", invalid="ignore"):
             burst = np.log(fast) - high
-            lasts = lull - np.maximum(table["lull_high"][rows], table["usual"][rows])
+            lasts = lull - np.maximum(table.take("lull_high", rows), table.take("usual", rows))
         return np.where(known, np.maximum(burst, 0.0), 0.0), np.where(known, np.maximum(lasts, 0.0), 0.0)
 
     def _collect(self, rows: Ints, minute: Ints, fast: Floats) -> None:
@@ -701,8 +701,8 @@ class Runaway(Detector):
             return
         keep_fresh(table, rows[calm], minute[calm], ln_fast[calm])
         burns = rows[~calm]
-        use = (table["open_use"][burns] / 1e3).astype(np.float32)
-        lull = lull_now(table["lull"][burns], use, table["last_use"][burns])
+        use = (table.take("open_use", burns) / 1e3).astype(np.float32)
+        lull = lull_now(table.take("lull", burns), use, table.take("last_use", burns))
         table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[~calm])
         table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull)
 
@@ -710,7 +710,7 @@ class Runaway(Detector):
         """(k,) dollars beyond the agent's usual use since its alarm began."""
         table = self._table
         minutes = (now - table["since"][rows]) / 60
-        usual = np.expm1(table["usual"][rows].astype(np.float64)) / 1e6
+        usual = np.expm1(table.take("usual", rows).astype(np.float64)) / 1e6
         spent = (cost - table["since_cost"][rows]) / 1e9
         by_tokens = (tokens - table["since_tokens"][rows]) / 1e9 - usual[:, TOKENS] * minutes
         by_cost = spent - usual[:, MONEY] * minutes
@@ -746,7 +746,7 @@ class Runaway(Detector):
         else:
             self._close_windows(rows, minute, now)
         chosen = rows[learn]
-        sums = table["fast"][chosen] + table["second_use"][chosen] / 1e3
+        sums = table.take("fast", chosen) + table.take("second_use", chosen) / 1e3
         for unit in range(UNITS):
             some = sums[:, unit]
             np.add.at(self._sums[unit], LogGrid.index(some[some > 0]), 1)
@@ -754,19 +754,23 @@ class Runaway(Detector):
 
     def _close_days(self, rows: Ints, day: Ints, group: Hashes) -> None:
         table = self._table
-        changed = day > table["day"][rows]
-        rows, day, group = rows[changed], day[changed], group[changed]
-        if not len(rows):
-            return
-        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
         was = table["day"][rows].astype(np.int64)
-        counts = (was >= 0) & (self._states(rows, table["minute"][rows]) == 2)
+        changed = (day > was).nonzero()[0]
+        if not len(changed):
+            return
+        rows, day, group, was = rows[changed], day[changed], group[changed], was[changed]
+        table["day"][rows] = day
+        known = (was >= 0).nonzero()[0]
+        if not len(known):
+            return
+        rows, group, was = rows[known], group[known], was[known]
+        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
+        counts = self._states(rows, table["minute"][rows]) == 2
         counts &= ~(table["since"][rows] < was * 86400.0)
         self._day_scores.add(group[counts], was[counts], ScoreGrid.index(table["day_score"][rows[counts]]))
-        alarmed = np.flatnonzero((was >= 0) & (table["day_excess"][rows] >= 0))
+        alarmed = np.flatnonzero(table["day_excess"][rows] >= 0)
         excess = table["day_excess"][rows[alarmed]].astype(np.float64)
         self._day_excess.add(np.zeros(len(alarmed), np.uint64), was[alarmed], LogGrid.index(excess))
-        table["day"][rows] = day
         table["day_score"][rows] = 0.0
         table["day_excess"][rows] = -1.0
 
