@@ -374,7 +374,8 @@ class Runaway(Detector):
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
         within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
         costlier ones. Unusual hours at a usual rate are invisible.
-    Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
+    Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two). Time passes in
+        whole seconds: sums fade, and alarms repeat, between seconds; within one, each event counts in order.
     State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 614 bytes);
         per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
         while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
@@ -472,6 +473,13 @@ class Runaway(Detector):
     def readiness(self, rows: Ints) -> list[str]:
         """What is known of the agents of these rows (k,), see `STATES`."""
         return [STATES[state] for state in self._states(rows, self._table["minute"][rows]).tolist()]
+
+    def sums(self, rows: Ints, ts: float) -> Floats:
+        """(k, UNITS) S of these agents, as it has faded by `ts`, s since 1970."""
+        table = self._table
+        silent = np.maximum(math.floor(ts) - table["second"][rows], 0)
+        sums: Floats = table.take("fast", rows) + table.take("second_use", rows) / 1e3
+        return sums * np.exp(silent / -FAST_S)[:, None]
 
     def _states(self, rows: Ints, minute: Ints) -> Ints:
         """(k,) 0: no range yet, 1: cold start, 2: ready."""

@@ -123,6 +123,20 @@ def test_it_fires_beyond_the_threshold(severity: str, threshold: float) -> None:
     assert above[0].score == pytest.approx(0.0, abs=1e-3)
 
 
+def test_within_a_busy_second_each_level_is_told_at_the_call_that_reaches_it() -> None:
+    history = per_minute(steady(90))
+    burst = [replace(used(10_000), ts=history[-1].ts + 60 + i / 100) for i in range(80)]
+    found = find(Runaway, [*history, *burst], **QUICK)
+    (_, _, first), (_, _, second) = verdicts(found)
+    assert [finding.severity for finding in found] == ["warning", "critical"]
+    assert 90 < first < second < 170
+    assert find(Runaway, [*history, *burst][:first], **QUICK) == []
+    assert verdicts(find(Runaway, [*history, *burst][:second], **QUICK)) == verdicts(found)[:1]
+    for cut in range(91, 170):
+        detector = Runaway(RunawayConfig(**QUICK))
+        assert [f for part in batch_of([*history, *burst]).cut([cut]) for f in detector.update(part)] == found
+
+
 def test_a_burst_is_seen_with_the_default_settings_after_a_day() -> None:
     events = per_minute(steady(DAY + 10) + [600_000] * 3)
     found = find(Runaway, events)
@@ -168,10 +182,10 @@ def test_statistics_are_as_defined(steps: list[tuple[float, float, int]], memory
     detector = Runaway(RunawayConfig(memory_s=memory_s))
     assert list(detector.update(batch_of(events))) == []
     table = detector.tables["agents"]
-    fast, second, use, last, lull, high, lull_high = (
-        float(table[name][0, 0]) for name in ("fast", "second_use", "open_use", "last_use", "lull", "high", "lull_high")
+    use, last, lull, high, lull_high = (
+        float(table[name][0, 0]) for name in ("open_use", "last_use", "lull", "high", "lull_high")
     )
-    found = [fast + second / 1e3, high, lull_high]
+    found = [detector.sums(np.array([0]), reference.now)[0, 0], high, lull_high]
     assert found == pytest.approx([reference.burst(), reference.high, reference.lull_high], rel=1e-4, abs=1e-4)
     now = lull_now(*(np.float32(value) for value in (lull, use / 1e3, last)))
     assert now == pytest.approx(reference.lull(reference.minute), abs=1e-4)
