@@ -384,7 +384,7 @@ class Runaway(Detector):
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
 
-    spec: ClassVar[Spec] = Spec("runaway", version=2, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("runaway", version=3, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = RunawayConfig
 
     def __init__(self, config: RunawayConfig) -> None:
@@ -479,7 +479,8 @@ class Runaway(Detector):
         table = self._table
         silent = np.maximum(math.floor(ts) - table["second"][rows], 0)
         sums: Floats = table.take("fast", rows) + table.take("second_use", rows) / 1e3
-        return sums * np.exp(silent / -FAST_S)[:, None]
+        sums *= np.exp(silent / -FAST_S)[:, None]
+        return sums
 
     def _states(self, rows: Ints, minute: Ints) -> Ints:
         """(k,) 0: no range yet, 1: cold start, 2: ready."""
