@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from detectors.rounds import rounds
 from detectors.types import EventBatch, Finding, Floats, Ints, Scope, Severity
 
 
@@ -98,15 +99,26 @@ class Table:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._columns[name]
 
+    def take(self, name: str, rows: Ints) -> NDArray[Any]:
+        """`table[name][rows]`, which takes numpy five times as long where each row is a small vector."""
+        return self._columns[name].take(rows, axis=0)
+
+    def put(self, name: str, rows: Ints, values: NDArray[Any]) -> None:
+        """`table[name][rows] = values` for a column of small vectors: faster one after the other, too."""
+        column = self._columns[name]
+        for i in range(column.shape[1]):
+            column[:, i][rows] = values[:, i]
+
     def reserve(self, rows: int) -> None:
         """Makes sure that rows 0 .. rows - 1 exist; grows by half at least, so growth stays cheap."""
         if rows <= self._rows:
             return
         size = max(rows, self._rows + self._rows // 2)
         for name, (dtype, blank, width) in self._fields.items():
-            column = np.full((size, width) if width else size, blank, dtype)
+            column = np.empty((size, width) if width else size, dtype)
             if self._rows:
                 column[: self._rows] = self._columns[name]
+            column[self._rows :] = blank
             self._columns[name] = column
         self._rows = size
 
@@ -175,6 +187,28 @@ def pace(table: Table, rows: Ints, level: NDArray[Any], ts: Floats, *, repeat_s:
     table["alarm_level"][chosen] = np.maximum(level, before)[speak]
     table["alarm_ts"][chosen] = np.maximum(ts, last)[speak]
     return speak
+
+
+def pace_in_order(
+    table: Table, rows: Ints, level: NDArray[Any], ts: Floats, *, repeat_s: float, rearm_s: float
+) -> Ints:
+    """`pace` for events in order, among them any number of one row: the positions of those that speak.
+
+    While one row's alarm stands at one time and level it is asked about once; times in whole seconds make
+    that once a second.
+    """
+    fires = np.flatnonzero(level > 0)
+    if not len(fires):
+        return fires
+    who, high, when = rows[fires], level[fires], ts[fires]
+    first = np.ones(len(fires), np.bool_)
+    first[1:] = (who[1:] != who[:-1]) | (high[1:] != high[:-1]) | (when[1:] != when[:-1])
+    fires = fires[first]
+    speak = np.zeros(len(fires), np.bool_)
+    for k in rounds(rows[fires]):
+        at = fires[k]
+        speak[k] = pace(table, rows[at], level[at], ts[at], repeat_s=repeat_s, rearm_s=rearm_s)
+    return fires[speak]
 
 
 def levels(count: Any, warning: Any, critical: Any) -> NDArray[np.uint8]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from detectors.base import Detector, DetectorConfig, Spec, Table, register, setting
 from detectors.moved import Move, adwin, page_hinkley, settled
-from detectors.rounds import rounds
-from detectors.types import UNKNOWN, EventBatch, Finding, Floats, Ints, Scope
+from detectors.rounds import bits, lives, segments, ticks
+from detectors.types import EventBatch, Finding, Floats, Ints, Scope
 
 WINDOW_S, DAY_S = 600.0, 86400.0
 
@@ -29,7 +29,8 @@ LEVELS = {
 _CACHE_FLOOR = 0.05
 """Least uncached share told apart: below it the rest of the call costs more."""
 
-_SUMS = ("tokens", "sized", "input", "output", "read", "uncached", "level", "windows")
+_SUMS = ("tokens", "sized", "input", "output", "read", "uncached")
+_DAY_WINDOWS = int(DAY_S / WINDOW_S)
 
 
 class DriftConfig(DetectorConfig):
@@ -104,12 +105,12 @@ class Drift(Detector):
     Quiet when: there are fewer than 6 active days; a level comes back within 3 days, as after a weekend; tokens
         are unknown.
     Units: those of the level; score 1 - 1 / factor.
-    State: about 356 bytes per agent: 4 levels of 16 days, the open day and its models.
+    State: about 380 bytes per agent: 4 levels of 16 days, the open day and its models.
     Source: Page 1954 and Hinkley 1971, Bifet and Gavalda 2007, by river.drift; settings measured on 62
         production clients.
     """
 
-    spec: ClassVar[Spec] = Spec("drift", version=1, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("drift", version=2, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = DriftConfig
 
     def __init__(self, config: DriftConfig) -> None:
@@ -117,9 +118,12 @@ class Drift(Detector):
         self._table = Table(
             {
                 "window": (np.int32, -1),
-                "window_tokens": (np.float64, 0.0),
+                "window_tokens": (np.int64, 0),  # in thousandths
+                # The open day: sums, and ln of the tokens of its windows that had any.
                 "day": (np.int32, -1),
-                **dict.fromkeys(_SUMS, (np.float32, 0.0)),
+                "sums": (np.int64, 0, len(_SUMS)),
+                "level": (np.float32, 0.0),
+                "windows": (np.int32, 0),
                 # A bit per model, by its hash: of the open day, of the days before, and when a new one came.
                 "models": (np.uint64, 0),
                 "known_models": (np.uint64, 0),
@@ -135,68 +139,76 @@ class Drift(Detector):
         if not len(batch):
             return ()
         self.reserve(int(entity.row.max()) + 1)
-        found: list[tuple[int, Finding]] = []
-        for at in rounds(entity.row):
-            self.forget(entity.row[at[entity.new[at]]])
-            at = at[batch.tokens[at] > 0]
-            found += self._end_days(batch, at, entity.row[at])
-            self._count(batch, at, entity.row[at])
-        found.sort(key=lambda pair: pair[0])
+        found = [pair for part in lives(batch, self.spec.scope) for pair in self._update(part)]
         return [finding for _, finding in found]
 
-    def _count(self, batch: EventBatch, at: Ints, row: Ints) -> None:
-        table = self._table
-        used, given, cached, written = batch.tokens[at] / 1e3, batch.input[at], batch.cached[at], batch.output[at]
-        table["window_tokens"][row] += used
-        table["tokens"][row] += used.astype(np.float32)
-        table["sized"][row] += 1
-        both = (given > 0) & (written >= 0)
-        table["input"][row] += np.where(both, given, 0).astype(np.float32)
-        table["output"][row] += np.where(both, written, 0).astype(np.float32)
-        both = (given > 0) & (cached >= 0)
-        table["read"][row] += np.where(both, given, 0).astype(np.float32)
-        table["uncached"][row] += np.where(both, np.maximum(given - cached, 0), 0).astype(np.float32)
-        model = batch.model[at]
-        bit = np.left_shift(np.uint64(1), model % np.uint64(64))
-        table["models"][row] |= np.where(model != UNKNOWN, bit, np.uint64(0))
-
-    def _end_days(self, batch: EventBatch, at: Ints, row: Ints) -> list[tuple[int, Finding]]:
-        """Closes the windows and days that these events lie behind."""
-        table = self._table
-        window = np.clip(np.floor(batch.ts[at] / WINDOW_S), 0, 2**31 - 1).astype(np.int32)
-        day = np.clip(np.floor(batch.ts[at] / DAY_S), 0, 2**16 - 1).astype(np.int32)
-        over = window > table["window"][row]
-        closing = row[over]
-        had = closing[table["window_tokens"][closing] > 0]
-        table["level"][had] += np.log(table["window_tokens"][had]).astype(np.float32)
-        table["windows"][had] += 1
-        table["window_tokens"][closing] = 0.0
-        table["window"][closing] = window[over]
-
-        ended = (day > table["day"][row]) & (table["day"][row] >= 0)
+    def _update(self, batch: EventBatch) -> list[tuple[int, Finding]]:
+        """What is found in events of which none follows on another life of its row; a window of all agents at once."""
+        entity, table = batch.entities[self.spec.scope], self._table
+        born = entity.row[entity.new]
+        again = born[table["window"][born] >= 0]
+        if len(again):
+            self.forget(again)
+        order = np.argsort(entity.row, kind="stable")
+        at = order[batch.tokens[order] > 0]
+        if not len(at):
+            return []
+        parts = segments(entity.row[at], ticks(batch.ts[at], WINDOW_S), table["window"])
+        sums, models = parts.sums(_amounts(batch, at)), np.bitwise_or.reduceat(bits(batch.model[at]), parts.starts)
         found: list[tuple[int, Finding]] = []
-        if ended.any():
+        for k in parts.rounds():
+            row, window = parts.row[k], parts.tick[k]
+            over = np.flatnonzero(window > table["window"][row])
+            if len(over):
+                found += self._end_windows(batch, at[parts.starts[k[over]]], row[over], window[over])
+            table["window_tokens"][row] += sums[k, 0]
+            table["sums"][row] += sums[k]
+            table["models"][row] |= models[k]
+        found.sort(key=lambda pair: pair[0])
+        return found
+
+    def _end_windows(self, batch: EventBatch, at: Ints, row: Ints, window: Ints) -> list[tuple[int, Finding]]:
+        """Closes the windows, and the days, that these events lie behind."""
+        table = self._table
+        table["window"][row] = window
+        tokens = table["window_tokens"][row]
+        had = np.flatnonzero(tokens)
+        if len(had):
+            closing = row[had]
+            table["level"][closing] += np.log(tokens[had] / 1e3).astype(np.float32)
+            table["windows"][closing] += 1
+            table["window_tokens"][closing] = 0
+
+        day, was = np.minimum(window // _DAY_WINDOWS, 2**16 - 1), table["day"][row]
+        later = np.flatnonzero(day > was)
+        if not len(later):
+            return []
+        at, row, day, was = at[later], row[later], day[later], was[later]
+        ended = np.flatnonzero(was >= 0)
+        found: list[tuple[int, Finding]] = []
+        if len(ended):
             self._remember(row[ended])
             for i, r in zip(at[ended].tolist(), row[ended].tolist(), strict=True):
                 found += [(i, finding) for finding in self._moves(batch, i, r)]
-        table["day"][row] = np.maximum(table["day"][row], day)
+        table["day"][row] = day
         return found
 
     def _remember(self, row: Ints) -> None:
         """Adds the open day's levels to those remembered, and opens the next."""
         table = self._table
-        sums = {name: table[name][row].astype(np.float64) for name in _SUMS}
+        sums = dict(zip(_SUMS, table["sums"][row].T.astype(np.float64), strict=True))
+        windows = table["windows"][row].astype(np.float64)
         table["model_day"][row] = np.where(
             (table["known_models"][row] != 0) & (table["models"][row] & ~table["known_models"][row] != 0),
             table["day"][row],
             table["model_day"][row],
         )
         table["known_models"][row] |= table["models"][row]
-        enough = sums["windows"] >= self.config.day_windows
+        enough = windows >= self.config.day_windows
         share = np.maximum(_ratio(sums["uncached"], sums["read"]), _CACHE_FLOOR)
         levels = {
-            "tokens": _ratio(sums["level"], sums["windows"]),
-            "size": _ln(_ratio(sums["tokens"], sums["sized"])),
+            "tokens": _ratio(table["level"][row], windows),
+            "size": _ln(_ratio(sums["tokens"] / 1e3, sums["sized"])),
             "answer": _ln(_ratio(sums["output"], sums["input"])),
             "uncached": _ln(share),
         }
@@ -205,7 +217,7 @@ class Drift(Detector):
             column = table[f"{name}_levels"]
             column[kept] = np.concatenate([column[kept, 1:], values[enough, None]], axis=1)
         table["days"][kept] = np.concatenate([table["days"][kept, 1:], table["day"][kept, None]], axis=1)
-        for name in (*_SUMS, "models"):
+        for name in ("sums", "level", "windows", "models"):
             table[name][row] = 0
 
     def _moves(self, batch: EventBatch, i: int, row: int) -> list[Finding]:
@@ -264,6 +276,21 @@ class Drift(Detector):
                 "model_changed": by_model,
             },
         )
+
+
+def _amounts(batch: EventBatch, at: Ints) -> Ints:
+    """(n, len(_SUMS)) what events add to their day."""
+    given, cached, written = batch.input[at], batch.cached[at], batch.output[at]
+    answered = (given > 0) & (written >= 0)
+    read = (given > 0) & (cached >= 0)
+    amounts = np.empty((len(at), len(_SUMS)), np.int64)
+    amounts[:, 0] = batch.tokens[at]
+    amounts[:, 1] = 1
+    amounts[:, 2] = given * answered
+    amounts[:, 3] = written * answered
+    amounts[:, 4] = given * read
+    amounts[:, 5] = np.maximum(given - cached, 0) * read
+    return amounts
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

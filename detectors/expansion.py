@@ -41,8 +41,8 @@ _USUAL_MINUTES = 1440
 
 FIELDS: dict[str, tuple[Any, ...]] = {
     "minute": (np.int32, -1),  # the open minute, since 1970
-    "fast": (np.float32, 0.0, UNITS),  # S
-    "open_use": (np.float32, 0.0, UNITS),  # of the open minute
+    "fast": (np.float32, 0.0, UNITS),  # S when the open second began
+    "open_use": (np.int64, 0, UNITS),  # of the open minute, in thousandths
     "last_use": (np.float32, 0.0, UNITS),  # of the minute before it
     "lulls": (np.float32, 0.0, LULLS * UNITS),  # ln of the lowest two-minute mean per block, at block % LULLS
     "lull": (np.float32, 0.0, UNITS),  # the lowest of them: ln L without the open minute
@@ -58,16 +58,21 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 Values = NDArray[np.float32]
 
 
-def lull_now(table: Table, rows: Ints) -> Values:
-    """(k, UNITS) ln L with the open minute as far as it has got."""
-    now: Values = np.minimum(table["lull"][rows], _two_minutes(table["open_use"][rows], table["last_use"][rows]))
+def lull_now(lull: Values, use: Values, last: Values) -> Values:
+    """(k, UNITS) ln L with the open minute as far as it has got.
+
+    Args:
+        lull: (k, UNITS) ln L without the open minute.
+        use: (k, UNITS) of the open minute.
+        last: (k, UNITS) of the minute before it.
+    """
+    now: Values = np.minimum(lull, _two_minutes(use, last))
     return now
 
 
-def keep_fresh(table: Table, rows: Ints, ln_fast: Values) -> None:
-    """Remembers S (k, UNITS) for the open block, to be learned when it has lagged enough."""
-    ring, slot = _ring(table, "fresh"), table["minute"][rows] // BLOCK % LAG
-    ring[rows, slot] = np.maximum(ring[rows, slot], ln_fast)
+def keep_fresh(table: Table, rows: Ints, minute: Ints, ln_fast: Values) -> None:
+    """Remembers S (k, UNITS) for the block of the open minute (k,), to be learned when it has lagged enough."""
+    _raise(table, "fresh", rows, minute // BLOCK % LAG, ln_fast)
 
 
 def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s: float) -> None:
@@ -80,25 +85,36 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     """
     was = table["minute"][rows].astype(np.int64)
     gap = minute - was
-    use = table["open_use"][rows]
-    lowest = _two_minutes(use, table["last_use"][rows])
-    lull = np.minimum(table["lull"][rows], lowest)
+    use = (table.take("open_use", rows) / 1e3).astype(np.float32)
+    lowest = _two_minutes(use, table.take("last_use", rows))
+    lull = np.minimum(table.take("lull", rows), lowest)
     chosen = rows[learn]
     _learn_usual(table, chosen, use[learn])
-    waiting, slot = _ring(table, "fresh_lull"), was[learn] // BLOCK % LAG
-    waiting[chosen, slot] = np.maximum(waiting[chosen, slot], lull[learn])
+    block = was // BLOCK
+    _raise(table, "fresh_lull", chosen, block[learn] % LAG, lull[learn])
 
-    ring, slot = _ring(table, "lulls"), was // BLOCK % LULLS
-    lowest = np.minimum(lowest, _silence(was // BLOCK, was, minute, use))
-    ring[rows, slot] = np.minimum(ring[rows, slot], lowest)
-    table["lull"][rows] = np.minimum(lull, lowest)
+    lowest = np.minimum(lowest, _silence(block, was, minute, use))
+    slot = block % LULLS * UNITS
+    for unit in range(UNITS):
+        column = table["lulls"]
+        column[rows, slot + unit] = np.minimum(column[rows, slot + unit], lowest[:, unit])
+    table.put("lull", rows, np.minimum(lull, lowest))
     _move_on(table, rows, was, minute, use)
-    faded = (np.log(2) * 60 / memory_s * gap)[:, None].astype(np.float32)
-    table["high"][rows] -= faded
-    table["lull_high"][rows] -= faded
-    table["last_use"][rows] = np.where((gap == 1)[:, None], use, 0)
+    faded = (np.log(2) * 60 / memory_s * gap).astype(np.float32)
+    for name in ("high", "lull_high"):
+        for unit in range(UNITS):
+            table[name][rows, unit] -= faded
+    table.put("last_use", rows, use * (gap == 1)[:, None])
     table["open_use"][rows] = 0
     table["minute"][rows] = minute
+
+
+def _raise(table: Table, name: str, rows: Ints, slot: Ints, values: Values) -> None:
+    """Keeps the highest values (k, UNITS) in a ring."""
+    column = table[name]
+    flat, place = column.reshape(-1), rows * column.shape[1] + slot * UNITS
+    for unit in range(UNITS):
+        flat[place + unit] = np.maximum(flat[place + unit], values[:, unit])
 
 
 def _ring(table: Table, name: str) -> Values:
@@ -115,8 +131,8 @@ def _two_minutes(use: Values, last: Values) -> Values:
 def _learn_usual(table: Table, rows: Ints, use: Values) -> None:
     n = table["active_minutes"][rows] + 1
     rate = np.maximum(1 / n, 1 / _USUAL_MINUTES)[:, None]
-    usual = table["usual"][rows]
-    table["usual"][rows] = usual + rate * (np.log1p(use) - usual)
+    usual = table.take("usual", rows)
+    table.put("usual", rows, usual + rate * (np.log1p(use) - usual))
     table["active_minutes"][rows] = n
 
 
@@ -154,4 +170,4 @@ def _move_on(table: Table, rows: Ints, was: Ints, minute: Ints, use: Values) -> 
     lowest = own[:, 0]
     for i in range(1, LULLS):
         lowest = np.minimum(lowest, own[:, i])
-    table["lull"][rows] = lowest
+    table.put("lull", rows, lowest)

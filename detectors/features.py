@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from detectors.base import Table
+from detectors.rounds import bits, segments, ticks, unlike_recent
 from detectors.types import UNKNOWN, EventBatch, Floats, Ints, Kind
 
 FEATURES = ("tokens", "calls", "size", "dollars", "errors", "cached", "answer", "tools", "novelty")
@@ -22,8 +23,7 @@ answer: tokens written per token read. tools: different tools called. novelty: s
 RECENT = 8
 """Pairs remembered per agent."""
 
-_SUMS = ("calls", "failed", "sized", "pairs", "fresh", "tokens", "cost", "input", "output", "read", "cached", "tools")
-_CALLS = (int(Kind.LLM), int(Kind.TOOL))
+_SUMS = ("calls", "failed", "sized", "pairs", "fresh", "tokens", "cost", "input", "output", "read", "cached")
 
 
 class Windows:
@@ -34,75 +34,82 @@ class Windows:
 
     def __init__(self, length_s: float) -> None:
         self._length_s = length_s
-        counts = dict.fromkeys(_SUMS[:5], (np.int32, 0))
-        amounts = dict.fromkeys(_SUMS[5:-1], (np.float32, 0.0))
         self.table = Table(
             {
                 "window": (np.int32, -1),
-                **counts,
-                **amounts,
+                "sums": (np.int64, 0, len(_SUMS)),
                 "tools": (np.uint64, 0),  # a bit per tool, by its hash
                 "recent": (np.uint32, 0, RECENT),
             }
         )
 
-    def take(self, batch: EventBatch, at: Ints, row: Ints) -> tuple[Ints, Floats]:
-        """Counts events of distinct rows in; gives what they closed.
+    def take(self, batch: EventBatch, row: Ints) -> tuple[Ints, Floats]:
+        """Counts events in, a window of every agent at once; gives what they closed.
+
+        Args:
+            row: (n,) row of each event; a row holds one agent only.
 
         Returns:
             (m,) positions of the events that closed a window, (m, len(FEATURES)) what the windows were like.
         """
-        call = np.isin(batch.kind[at], _CALLS)
-        at, row = at[call], row[call]
         table = self.table
-        window = np.clip(np.floor(batch.ts[at] / self._length_s), 0, 2**31 - 1).astype(np.int32)
-        opened = table["window"][row]
-        over = (window > opened) & (opened >= 0)
-        closing = row[over]
-        values = self._values(closing)
-        for name in _SUMS:
-            table[name][closing] = 0
-        table["window"][row] = np.maximum(window, opened)
-        self._count(batch, at, row)
-        return at[over], values
+        order, calls = np.argsort(row, kind="stable"), (batch.kind == Kind.LLM) | (batch.kind == Kind.TOOL)
+        at = order[calls[order]]
+        if not len(at):
+            return at, np.empty((0, len(FEATURES)))
+        parts = segments(row[at], ticks(batch.ts[at], self._length_s), table["window"])
+        sums = parts.sums(self._amounts(batch, at, row[at]))
+        tools = np.bitwise_or.reduceat(bits(batch.tool_id[at]), parts.starts)
+        closing, values = [], []
+        for k in parts.rounds():
+            rows, window = parts.row[k], parts.tick[k]
+            opened = table["window"][rows]
+            over = np.flatnonzero(window > opened)
+            if len(over):
+                table["window"][rows] = window
+                over = over[opened[over] >= 0]
+                closed = rows[over]
+                closing.append(at[parts.starts[k[over]]])
+                values.append(self._values(closed))
+                table["sums"][closed] = 0
+                table["tools"][closed] = 0
+            table["sums"][rows] += sums[k]
+            table["tools"][rows] |= tools[k]
+        if not closing:
+            return at[:0], np.empty((0, len(FEATURES)))
+        return np.concatenate(closing), np.concatenate(values)
 
-    def _count(self, batch: EventBatch, at: Ints, row: Ints) -> None:
-        table = self.table
+    def _amounts(self, batch: EventBatch, at: Ints, row: Ints) -> Ints:
+        """(n, len(_SUMS)) what events add to their window; row by row, as it remembers pairs."""
         tokens, given, cached, written = batch.tokens[at], batch.input[at], batch.cached[at], batch.output[at]
-        table["calls"][row] += 1
-        table["failed"][row] += batch.failed[at]
-        table["sized"][row] += tokens > 0
-        table["tokens"][row] += (tokens / 1e3).astype(np.float32)
-        table["cost"][row] += (batch.cost[at] / 1e9).astype(np.float32)
-        both = (given > 0) & (written >= 0)
-        table["input"][row] += np.where(both, given, 0).astype(np.float32)
-        table["output"][row] += np.where(both, written, 0).astype(np.float32)
-        both = (given > 0) & (cached >= 0)
-        table["read"][row] += np.where(both, given, 0).astype(np.float32)
-        table["cached"][row] += np.where(both, np.minimum(cached, given), 0).astype(np.float32)
-        tool = batch.tool_id[at]
-        bit = np.left_shift(np.uint64(1), tool % np.uint64(64))
-        table["tools"][row] |= np.where(tool != UNKNOWN, bit, np.uint64(0))
-
         asked, answered = batch.signature[at], batch.result[at]
-        seen = (asked != UNKNOWN) & (answered != UNKNOWN)
-        asked, answered, row = asked[seen], answered[seen], row[seen]
+        seen = np.flatnonzero((asked != UNKNOWN) & (answered != UNKNOWN))
         # An odd number: never zero, the blank of the ring.
-        pair = ((asked * np.uint64(0x9E3779B97F4A7C15) ^ answered) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
-        recent = table["recent"][row]
-        fresh = ~(recent == pair[:, None]).any(axis=1)
-        table["pairs"][row] += 1
-        table["fresh"][row] += fresh
-        table["recent"][row[fresh]] = np.concatenate([recent[fresh, 1:], pair[fresh, None]], axis=1)
+        pair = ((asked[seen] * np.uint64(0x9E3779B97F4A7C15) ^ answered[seen]) >> np.uint64(32)).astype(np.uint32)
+        both = (given > 0) & (written >= 0)
+        read = (given > 0) & (cached >= 0)
+        amounts = np.zeros((len(at), len(_SUMS)), np.int64)
+        amounts[:, 0] = 1
+        amounts[:, 1] = batch.failed[at]
+        amounts[:, 2] = tokens > 0
+        amounts[seen, 3] = 1
+        amounts[seen, 4] = unlike_recent(self.table["recent"], row[seen], pair | np.uint32(1))
+        amounts[:, 5] = tokens
+        amounts[:, 6] = batch.cost[at]
+        amounts[:, 7] = given * both
+        amounts[:, 8] = written * both
+        amounts[:, 9] = given * read
+        amounts[:, 10] = np.minimum(cached, given) * read
+        return amounts
 
     def _values(self, row: Ints) -> Floats:
-        sums = {name: self.table[name][row].astype(np.float64) for name in _SUMS if name != "tools"}
+        sums = dict(zip(_SUMS, self.table["sums"][row].T.astype(np.float64), strict=True))
         bits = self.table["tools"][row][:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
         known = {
-            "tokens": sums["tokens"],
+            "tokens": sums["tokens"] / 1e3,
             "calls": sums["calls"],
-            "size": _ratio(sums["tokens"], sums["sized"]),
-            "dollars": sums["cost"],
+            "size": _ratio(sums["tokens"] / 1e3, sums["sized"]),
+            "dollars": sums["cost"] / 1e9,
             "answer": _ratio(sums["output"], sums["input"]),
             "tools": bits.sum(axis=1).astype(np.float64),
         }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import ALARM_FIELDS, Table, levels, pace
+from detectors.base import ALARM_FIELDS, Table, levels, pace_in_order
+from detectors.rounds import changes, rounds, running, segments, sizes, ticks
 from detectors.types import EventBatch, Floats, Ints, Kind, Scope
 
 CONTEXT_S = 1800.0
@@ -61,8 +62,9 @@ class Limits:
                 "days": (np.uint8, 0),
                 "high": (np.float32, 0.0),  # largest input of a call on earlier days, faded
                 "today": (np.float32, 0.0),
-                "count": (np.float32, 0.0),
-                "ts": (np.float64, -np.inf),
+                "count": (np.float32, 0.0),  # of large calls, when the open second began
+                "second": (np.int64, -1),
+                "open_calls": (np.int32, 0),  # large ones in the open second
                 **ALARM_FIELDS,
             }
         )
@@ -81,78 +83,142 @@ class Limits:
         self.hours = Table({"hour": (np.int32, -1), "cost": (np.int64, 0), **ALARM_FIELDS})
         self.tables = {"contexts": self.contexts, "outcomes": self.outcomes, "hours": self.hours}
 
-    def update(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
-        """Takes in one event of each of some agents (k,)."""
-        kind = batch.kind[at]
-        calls = at[(kind == Kind.LLM) & (batch.input[at] > 0)]
+    def update(self, batch: EventBatch, order: Ints) -> list[Excess]:
+        """Takes in events, of which none follows on another life of its row; `order`: (n,) them row by row."""
+        kind = batch.kind[order]
+        llm = kind == Kind.LLM
+        found: list[Excess] = []
+        calls = order[llm & (batch.input[order] > 0)]
         if len(calls):
-            yield from self._context(batch, calls)
-        done = at[kind == Kind.OUTCOME]
-        if len(done):
-            self._outcome(batch, done)
-        calls = at[kind == Kind.LLM]
-        if len(calls):
-            yield from self._without_outcome(batch, calls)
+            found += self._context(batch, calls)
+        steps = order[llm | (kind == Kind.OUTCOME)]
+        if len(steps):
+            found += self._without_outcome(batch, steps)
         if self._settings.hour_usd > 0:
-            yield from self._hour(batch, at[batch.cost[at] > 0])
+            paid = order[batch.cost[order] > 0]
+            if len(paid):
+                found += self._hour(batch, paid)
+        return found
 
-    def _pace(self, table: Table, rows: Ints, level: NDArray[Any], ts: Floats) -> Ints:
+    def _pace(self, table: Table, rows: Ints, level: NDArray[Any], ts: Floats) -> Sequence[int]:
         settings = self._settings
-        speak = pace(table, rows, level, ts, repeat_s=settings.repeat_s, rearm_s=settings.rearm_s)
-        return np.flatnonzero(speak)
+        # By whole seconds, as everything else: so a second asks once, however many calls it has.
+        speak: Sequence[int] = pace_in_order(
+            table, rows, level, np.floor(ts), repeat_s=settings.repeat_s, rearm_s=settings.rearm_s
+        ).tolist()
+        return speak
 
     # ------------------------------------------------------------------------------------ contexts
 
     def _context(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
         table, settings = self.contexts, self._settings
-        rows, ts = batch.entities[Scope.AGENT].row[at], batch.ts[at]
-        size = batch.input[at].astype(np.float64)
-        self._close_days(rows, np.floor(ts / _DAY_S).astype(np.int64))
-        high = table["high"][rows].astype(np.float64)
-        last = table["ts"][rows]
-        gap = np.where(np.isfinite(last), np.maximum(ts - last, 0.0), 0.0)
-        table["ts"][rows] = np.maximum(ts, last)
-        large = (size >= settings.context_times * high) & (size >= settings.context_floor)
-        large &= table["days"][rows] >= _CONTEXT_DAYS
-        count = table["count"][rows] * np.exp(-gap / CONTEXT_S) + large
-        table["count"][rows] = count
-        table["today"][rows] = np.maximum(table["today"][rows], size)
+        rows = batch.entities[Scope.AGENT].row[at]
+        parts = segments(rows, ticks(batch.ts[at], _DAY_S), table["day"])
+        size = batch.input[at].astype(np.float32)
+        most = np.maximum.reduceat(size, parts.starts)
+        high, days = np.empty(len(parts.row), np.float32), np.empty(len(parts.row), np.uint8)
+        for these in parts.rounds():
+            who = parts.row[these]
+            self._close_days(who, parts.tick[these])
+            table["today"][who] = np.maximum(table["today"][who], most[these])
+            high[these], days[these] = table["high"][who], table["days"][who]
+        # Hardly ever is a day known well enough, and a call large enough, to be looked at.
+        known = (days >= _CONTEXT_DAYS) & (most >= settings.context_floor) & (most >= settings.context_times * high)
+        if not known.any():
+            return
+        of = parts.spread(np.arange(len(known)))
+        large = np.flatnonzero(
+            known[of] & (size >= settings.context_times * high[of]) & (size >= settings.context_floor)
+        )
+        at, rows, size, of = at[large], rows[large], size[large], of[large]
+        count = self._large(batch, at, rows)
         # Decayed, five calls in a row are a little less than five.
-        calls = settings.context_calls
-        level = np.where(large, levels(np.ceil(count - 0.1 * calls), calls, 5 * calls), 0)
-        for k in self._pace(table, rows, level, ts).tolist():
+        calls_limit = settings.context_calls
+        level = levels(np.ceil(count - 0.1 * calls_limit), calls_limit, 5 * calls_limit)
+        for k in self._pace(table, rows, level, batch.ts[at]):
+            before = float(high[of[k]])
             yield Excess(
                 index=int(at[k]),
                 rule="context_growth",
                 level=int(level[k]),
                 observed=float(size[k]),
-                expected=float(round(high[k], 1)),
+                expected=round(before, 1),
                 unit="input tokens per call",
-                says=f"reads {size[k]:,.0f} tokens per call, {size[k] / max(high[k], 1.0):.1f}x the most on earlier "
+                says=f"reads {size[k]:,.0f} tokens per call, {size[k] / max(before, 1.0):.1f}x the most on earlier "
                 f"days, in {np.ceil(count[k]):.0f} calls of the last half hour",
                 evidence={
                     "threshold": settings.context_times,
                     "window_s": CONTEXT_S,
-                    "days": int(table["days"][rows[k]]),
+                    "days": int(days[of[k]]),
                 },
             )
 
+    def _large(self, batch: EventBatch, at: Ints, rows: Ints) -> Floats:
+        """(n,) large calls of the last half hour as of each of these, row by row; it fades between seconds."""
+        table = self.contexts
+        parts = segments(rows, ticks(batch.ts[at], 1.0), table["second"])
+        before = np.empty(len(parts.row))
+        for k in parts.rounds():
+            who, now = parts.row[k], parts.tick[k]
+            gap = now - table["second"][who]
+            open_calls = np.where(gap > 0, 0, table["open_calls"][who])
+            ended = table["open_calls"][who] - open_calls
+            faded = ((table["count"][who] + ended) * np.exp(gap / -CONTEXT_S)).astype(np.float32)
+            before[k] = faded + open_calls.astype(np.float64)
+            table["count"][who], table["second"][who] = faded, now
+            table["open_calls"][who] = open_calls + parts.sizes[k]
+        begins = np.zeros(len(at), np.bool_)
+        begins[parts.starts] = True
+        counts: Floats = parts.spread(before) + running(np.ones(len(at), np.int64), begins)
+        return counts
+
     def _close_days(self, rows: Ints, day: Ints) -> None:
         table, settings = self.contexts, self._settings
-        over = day > table["day"][rows]
-        rows, day = rows[over], day[over]
-        known = table["day"][rows] >= 0
-        before = np.where(known, day - table["day"][rows], 0)
-        high, today = table["high"][rows].astype(np.float64), table["today"][rows]
-        # What was far beyond is learned as little as an alarm is.
-        highest = np.where(table["days"][rows] >= _CONTEXT_DAYS, np.minimum(today, settings.habit * high), today)
-        faded = np.exp2(-before * _DAY_S / settings.memory_s)
-        table["high"][rows] = np.maximum(high * faded, highest)
-        table["days"][rows] = np.minimum(table["days"][rows].astype(np.int64) + known, 255)
-        table["today"][rows] = 0.0
+        was = table["day"][rows]
+        over = np.flatnonzero(day > was)
+        if not len(over):
+            return
+        rows, day, was = rows[over], day[over], was[over]
         table["day"][rows] = day
+        known = np.flatnonzero(was >= 0)
+        if not len(known):
+            return
+        rows, passed = rows[known], (day - was)[known]
+        high, today, days = table["high"][rows].astype(np.float64), table["today"][rows], table["days"][rows]
+        # What was far beyond is learned as little as an alarm is.
+        highest = np.where(days >= _CONTEXT_DAYS, np.minimum(today, settings.habit * high), today)
+        table["high"][rows] = np.maximum(high * np.exp2(-passed * _DAY_S / settings.memory_s), highest)
+        table["days"][rows] = days + (days < 255)
+        table["today"][rows] = 0.0
 
     # ------------------------------------------------------------------------------------ outcomes
+
+    def _without_outcome(self, batch: EventBatch, steps: Ints) -> Iterator[Excess]:
+        """Takes in model calls and outcomes: of each agent at once what lies between two outcomes."""
+        table, entity = self.outcomes, batch.entities[Scope.AGENT]
+        row, done = entity.row[steps], batch.kind[steps] == Kind.OUTCOME
+        # A task begins with the outcome of the one before, or goes on from the batch before.
+        begins = changes(row) | done
+        starts = np.flatnonzero(begins)
+        who, closes = row[starts], done[starts]
+        calls = sizes(starts, len(steps)) - closes
+        for k in rounds(who):
+            closed = k[closes[k]]
+            if len(closed):
+                self._outcome(batch, steps[starts[closed]])
+            rows = who[k]
+            before = table["calls"][rows]
+            table["calls"][rows] = before + calls[k]
+            known = np.flatnonzero((table["outcomes"][rows] >= self._settings.outcome_history) & (calls[k] > 0))
+            if len(known):
+                some = k[known]
+                of = np.repeat(np.arange(len(some)), calls[some])
+                number = running(np.ones(len(of), np.int64), changes(of))
+                yield from self._overdue(
+                    batch,
+                    steps[(starts + closes)[some][of] + number - 1],
+                    before[known][of].astype(np.float64) + number,
+                )
 
     def _outcome(self, batch: EventBatch, at: Ints) -> None:
         table, entity = self.outcomes, batch.entities[Scope.AGENT]
@@ -171,15 +237,10 @@ class Limits:
         table["tokens"][rows], table["cost"][rows] = entity.tokens[at], entity.cost[at]
         table["ts"][rows] = batch.ts[at]
 
-    def _without_outcome(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
+    def _overdue(self, batch: EventBatch, at: Ints, calls: Floats) -> Iterator[Excess]:
+        """Looks at model calls, row by row; `calls`: the row's since its last outcome, as of each."""
         table, settings, entity = self.outcomes, self._settings, batch.entities[Scope.AGENT]
         rows = entity.row[at]
-        table["calls"][rows] += 1
-        known = table["outcomes"][rows] >= settings.outcome_history
-        if not known.any():
-            return
-        at, rows = at[known], rows[known]
-        calls = table["calls"][rows].astype(np.float64)
         tokens = (entity.tokens[at] - table["tokens"][rows]) / 1e3
         most_calls, most_tokens = table["most_calls"][rows], table["most_tokens"][rows]
         # Both must be far beyond: many small calls are cheap, and one large one may be what the task takes.
@@ -187,7 +248,7 @@ class Limits:
         level = np.where(
             tokens >= settings.outcome_floor, levels(times, settings.outcome_times, 3 * settings.outcome_times), 0
         )
-        for k in self._pace(table, rows, level, batch.ts[at]).tolist():
+        for k in self._pace(table, rows, level, batch.ts[at]):
             row = rows[k]
             dollars = (int(entity.cost[at[k]]) - int(table["cost"][row])) / 1e9
             hours = max(0.0, float(batch.ts[at[k]] - table["ts"][row])) / _HOUR_S
@@ -214,14 +275,18 @@ class Limits:
 
     def _hour(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
         table, budget = self.hours, self._settings.hour_usd
-        rows, ts = batch.entities[Scope.AGENT].row[at], batch.ts[at]
-        hour = np.floor(ts / _HOUR_S).astype(np.int64)
-        begins = rows[hour > table["hour"][rows]]
-        table["cost"][begins] = 0
-        table["hour"][rows] = np.maximum(hour, table["hour"][rows])
-        table["cost"][rows] += batch.cost[at]
-        spent = table["cost"][rows] / 1e9
-        for k in self._pace(table, rows, np.where(spent >= budget, 2, 0), ts).tolist():
+        rows = batch.entities[Scope.AGENT].row[at]
+        parts = segments(rows, ticks(batch.ts[at], _HOUR_S), table["hour"])
+        before = np.empty(len(parts.row), np.int64)
+        cost = parts.sums(batch.cost[at])
+        for these in parts.rounds():
+            who, hour = parts.row[these], parts.tick[these]
+            before[these] = np.where(hour > table["hour"][who], 0, table["cost"][who])
+            table["hour"][who], table["cost"][who] = hour, before[these] + cost[these]
+        begins = np.zeros(len(at), np.bool_)
+        begins[parts.starts] = True
+        spent = (parts.spread(before) + running(batch.cost[at], begins)) / 1e9
+        for k in self._pace(table, rows, np.where(spent >= budget, 2, 0), batch.ts[at]):
             yield Excess(
                 index=int(at[k]),
                 rule="hour_budget",

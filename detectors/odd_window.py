@@ -24,7 +24,7 @@ from detectors.base import (
 )
 from detectors.estimators import Model
 from detectors.features import FEATURES, Windows
-from detectors.rounds import rounds
+from detectors.rounds import lives
 from detectors.types import EventBatch, Finding, Floats, Scope
 
 KEPT, GENERATION = 512, 256
@@ -133,7 +133,7 @@ class OddWindow(Detector):
     Quiet when: the agent has fewer than 24 windows, the group fewer than 256 or fewer than 30 agent-days: its
         verdict is "warming up" then. The first window after 48 odd ones in a row is the new usual.
     Units: share of the group's agent-days whose highest score was lower; scores themselves mean nothing.
-    State: about 187 bytes per agent (the open window, mean and spread of nine features, the day's highest
+    State: about 231 bytes per agent (the open window, mean and spread of nine features, the day's highest
         score); per group of a partition its latest 768 windows and 512 highest scores (30 kB), and the model
         made of them.
     Source: river.anomaly for the models, of which none beat the largest distance (the default); thresholds by
@@ -142,7 +142,7 @@ class OddWindow(Detector):
 
     spec: ClassVar[Spec] = Spec(
         "odd_window",
-        version=1,
+        version=2,
         scope=Scope.AGENT,
         waived={
             "entities_do_not_influence_each_other": "agents of a group share one model and one threshold on purpose"
@@ -181,23 +181,29 @@ class OddWindow(Detector):
             return ()
         self.reserve(int(entity.row.max()) + 1)
         self._before = self._agents["quantile"][entity.row]
-        steps: list[tuple[int, Floats | None]] = []
-        for at in rounds(entity.row):
-            born = at[entity.new[at]]
-            self._windows.table.clear(entity.row[born])
-            steps += [(i, None) for i in born.tolist()]
-            closing, values = self._windows.take(batch, at, entity.row[at])
-            steps += zip(closing.tolist(), values, strict=True)
+        found: list[Finding] = []
+        seen = 0
+        for part in lives(batch, self.spec.scope):
+            found += self._update(part, seen)
+            seen += len(part)
+        return found
+
+    def _update(self, batch: EventBatch, seen: int) -> list[Finding]:
+        """What is found in events of which none follows on another life of its row; `seen` came before them."""
+        entity = batch.entities[self.spec.scope]
+        born = np.flatnonzero(entity.new)
+        born = born[self._windows.table["window"][entity.row[born]] >= 0]
+        if len(born):
+            self.forget(entity.row[born])
+        for i in born.tolist():
+            self._verdicts.setdefault(int(entity.row[i]), []).append((seen + i, math.nan))
+        closing, values = self._windows.take(batch, entity.row)
+        found: list[Finding] = []
         # Windows of a group are judged and learned in the order in which they were closed.
-        steps.sort(key=lambda step: step[0])
-        found = []
-        for i, window in steps:
-            row = int(entity.row[i])
-            if window is None:
-                self._agents.clear(entity.row[i : i + 1])
-            else:
-                found += self._judge(batch, i, row, window)
-            self._verdicts.setdefault(row, []).append((i, float(self._agents["quantile"][row])))
+        for k in np.argsort(closing, kind="stable").tolist():
+            i, row = int(closing[k]), int(entity.row[closing[k]])
+            found += self._judge(batch, i, row, values[k])
+            self._verdicts.setdefault(row, []).append((seen + i, float(self._agents["quantile"][row])))
         return found
 
     def _judge(self, batch: EventBatch, i: int, row: int, window: Floats) -> list[Finding]:

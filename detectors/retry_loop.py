@@ -59,9 +59,11 @@ class RetryLoop(Detector):
         calls, talk = Calls(self.config, self._calls, batch), Talk(self.config, self._talk, batch)
         found: Found = []
         for at in rounds(entity.row):
-            new = entity.new[at]
-            if new.any():
-                self.forget(entity.row[at[new]])
+            new = entity.row[at[entity.new[at]]]
+            # Most begin in rows that are blank already.
+            new = new[(self._calls["n"][new] > 0) | self._talk.used(new)]
+            if len(new):
+                self.forget(new)
             called = at[is_call[at]]
             if len(called):
                 found += calls.step(called)

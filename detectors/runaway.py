@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from river import drift
 
 from detectors.base import (
@@ -23,7 +22,7 @@ from detectors.base import (
     StateError,
     Table,
     group_figure,
-    pace,
+    pace_in_order,
     register,
     setting,
     severity_of,
@@ -32,7 +31,7 @@ from detectors.day_maxima import DayMaxima
 from detectors.expansion import FAST_S, FIELDS, MONEY, STEADY, TOKENS, UNITS, close_minutes, keep_fresh, lull_now
 from detectors.limits import Excess, LimitSettings
 from detectors.limits import Limits as Rules
-from detectors.rounds import rounds
+from detectors.rounds import Segments, changes, lives, running, segments, ticks, unlike_recent
 from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 WINDOW_S = 1800.0
@@ -375,8 +374,9 @@ class Runaway(Detector):
     Quiet when: the agent is below the floor, however unusual; it has fewer than 30 active minutes and is
         within what the fleet does; tokens and dollars are unknown; the fleet's budget of alarms is spent on
         costlier ones. Unusual hours at a usual rate are invisible.
-    Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two).
-    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 585 bytes);
+    Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two). Time passes in
+        whole seconds: sums fade, and alarms repeat, between seconds; within one, each event counts in order.
+    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 614 bytes);
         per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
         while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
         levels decides whether the level has moved for good; a new agent's level is taken as it is.
@@ -384,14 +384,16 @@ class Runaway(Detector):
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
 
-    spec: ClassVar[Spec] = Spec("runaway", version=2, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("runaway", version=3, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = RunawayConfig
 
     def __init__(self, config: RunawayConfig) -> None:
         self.config = config
         self._table = Table(
             {
-                "ts": (np.float64, -np.inf),
+                "begun": (np.bool_, False),
+                "second": (np.int64, -1),  # the open second, since 1970
+                "second_use": (np.int64, 0, UNITS),  # of the open second, in thousandths
                 **FIELDS,
                 "first_minute": (np.int32, -1),
                 # The open day, and the most that its alarms may count for in the fleet's figures.
@@ -472,6 +474,14 @@ class Runaway(Detector):
         """What is known of the agents of these rows (k,), see `STATES`."""
         return [STATES[state] for state in self._states(rows, self._table["minute"][rows]).tolist()]
 
+    def sums(self, rows: Ints, ts: float) -> Floats:
+        """(k, UNITS) S of these agents, as it has faded by `ts`, s since 1970."""
+        table = self._table
+        silent = np.maximum(math.floor(ts) - table["second"][rows], 0)
+        sums: Floats = table.take("fast", rows) + table.take("second_use", rows) / 1e3
+        sums *= np.exp(silent / -FAST_S)[:, None]
+        return sums
+
     def _states(self, rows: Ints, minute: Ints) -> Ints:
         """(k,) 0: no range yet, 1: cold start, 2: ready."""
         table, config = self._table, self.config
@@ -483,141 +493,233 @@ class Runaway(Detector):
     # --------------------------------------------------------------------------------- the events
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
-        entity = batch.entities[self.spec.scope]
         if not len(batch):
             return ()
-        self.reserve(int(entity.row.max()) + 1)
-        found: list[tuple[int, Finding]] = []
-        told = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed
-        spends = (batch.tokens > 0) | (batch.cost > 0)
-        for at in rounds(entity.row):
-            if entity.new[at].any():
-                self.forget(entity.row[at[entity.new[at]]])
-            heard = at[told[at]]
-            if len(heard):
-                self._hear(entity.row[heard], batch.ts[heard], batch.result[heard])
-            spent = at[spends[at]]
-            if len(spent):
-                found += self._update_round(batch, spent)
-            found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, at)]
-        found.sort(key=lambda pair: pair[0])
+        self.reserve(int(batch.entities[self.spec.scope].row.max()) + 1)
+        found = [pair for part in lives(batch, self.spec.scope) for pair in self._update(part)]
         return [finding for _, finding in found]
 
-    def _hear(self, rows: Ints, ts: Floats, result: Hashes) -> None:
+    def _update(self, batch: EventBatch) -> list[tuple[int, Finding]]:
+        """What is found in events of which none follows on another life of its row."""
+        entity, table = batch.entities[self.spec.scope], self._table
+        born = entity.row[entity.new]
+        again = born[table["begun"][born]]
+        if len(again):
+            self.forget(again)
+        table["begun"][entity.row] = True
+        order = np.argsort(entity.row, kind="stable")
+        heard = self._hear(batch, order)
+        found: list[tuple[int, Finding]] = []
+        spent = order[(batch.tokens[order] > 0) | (batch.cost[order] > 0)]
+        if len(spent):
+            found += self._burn(batch, spent, heard)
+        found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, order)]
+        found.sort(key=lambda pair: pair[0])
+        return found
+
+    def _hear(self, batch: EventBatch, order: Ints) -> _Heard:
         """Remembers when a tool last gave a result unlike the few before it."""
-        table = self._table
-        known = table["results"][rows]
-        new = (known != result[:, None]).all(1)
-        chosen = rows[new]
-        table["results"][chosen] = np.concatenate([known[new, 1:], result[new, None]], axis=1)
-        table["result_ts"][chosen] = np.fmax(table["result_ts"][chosen], ts[new])
+        table, row = self._table, batch.entities[self.spec.scope].row
+        told = order[((batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed)[order]]
+        new = told[unlike_recent(table["results"], row[told], batch.result[told])]
+        before = table["result_ts"].take(row[new])
+        np.fmax.at(table["result_ts"], row[new], batch.ts[new])
+        return _Heard(new, row[new], batch.ts[new], before)
 
-    def _update_round(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
-        entity, config, table, fleet = batch.entities[self.spec.scope], self.config, self._table, self._fleet
-        rows, ts = entity.row[at], batch.ts[at]
-        used = np.stack([batch.tokens[at] / 1e3, batch.cost[at] / 1e3], 1)
-        self._close(rows, ts, batch.group[at])
-
+    def _burn(self, batch: EventBatch, at: Ints, heard: _Heard) -> list[tuple[int, Finding]]:
+        """Takes in events that use something, a second of every agent at once."""
+        table, fleet = self._table, self._fleet
+        second = ticks(batch.ts[at], 1.0)
+        parts = segments(batch.entities[self.spec.scope].row[at], second, table["second"])
+        used = np.empty((len(at), UNITS), np.int64)
+        used[:, TOKENS], used[:, MONEY] = batch.tokens[at], batch.cost[at]
         # A late event counts as much as it would have by now; the clock of the sums stays.
-        last = table["ts"][rows]
-        gap = np.where(np.isfinite(last), ts - last, 0.0)
-        kept, counted = np.exp(-np.maximum(gap, 0) / FAST_S), np.exp(np.minimum(gap, 0) / FAST_S)
-        fast = table["fast"][rows] * kept[:, None] + used * counted[:, None]
-        table["fast"][rows] = fast
-        table["ts"][rows] = now = np.maximum(ts, last)
-        table["open_use"][rows] += used
+        counted, late = used, parts.spread(parts.tick) - second
+        behind = np.flatnonzero(late)
+        if len(behind):
+            counted = used.copy()
+            counted[behind] = np.rint(used[behind] * np.exp(late[behind] / -FAST_S)[:, None])
+        use = parts.sums(used)
+        stretch = _Stretch(batch, heard, parts, at, used, counted)
+        add = parts.sums(counted) if len(behind) else use
+        minute = parts.tick // 60
+        group = batch.group[at[parts.starts]]
+        lowest = float(fleet.warning.min())
+        found: list[tuple[int, Finding]] = []
+        for k in parts.rounds():
+            rows, now = parts.row[k], parts.tick[k]
+            self._close(rows, minute[k], now, group[k])
+            start, base = self._decayed(rows, now)
+            open_use = table.take("open_use", rows)
+            total, opened = base + add[k], open_use + use[k]
+            table.put("second_use", rows, total)
+            table.put("open_use", rows, opened)
+            fast = start + total / 1e3
+            hot = self._worth_rating(rows, fast)
+            if len(hot):
+                rated = self._rate(rows[hot], start[hot], fast[hot], opened[hot])
+                # Within a second all of it only grows: what does not fire at its end has not fired before.
+                fires = np.flatnonzero((rated.score > np.where(rated.states, lowest, 0.0)) & rated.burning)
+                if len(fires):
+                    some = hot[fires]
+                    found += self._judge(stretch, k[some], start[some], base[some], open_use[some])
+                # Scores of young agents, and of alarms that began on an earlier day, say nothing of alarms to come.
+                today = rows[hot]
+                began_today = ~(table["since"][today] < table["day"][today] * 86400.0)
+                counts = (rated.states == 2) & began_today & rated.burning
+                today = today[counts]
+                table["day_score"][today] = np.maximum(table["day_score"][today], rated.score[counts])
+            self._collect(rows, minute[k], fast)
+        return found
 
-        lull = lull_now(table, rows)
+    def _worth_rating(self, rows: Ints, fast: Floats) -> Ints:
+        """Positions of the agents that use enough for a score above 0: what it takes of new ones is much more."""
+        fleet = self._fleet
+        hot: Ints = ((fast[:, TOKENS] >= fleet.floors[TOKENS]) | (fast[:, MONEY] >= fleet.floors[MONEY])).nonzero()[0]
+        if len(hot):
+            aged = self._table["active_minutes"][rows[hot]] >= self.config.ready_minutes
+            hot = hot[aged | (fast[hot, TOKENS] > max(self.config.new_tokens, fleet.cold))]
+        return hot
+
+    def _decayed(self, rows: Ints, now: Ints) -> tuple[Any, Ints]:
+        """Opens the second `now` of each row: (k, UNITS) S when it began, and what it has used so far.
+
+        Sums decay between seconds only. Within one they are integers, so no cut changes them.
+        """
+        table = self._table
+        start, base = table.take("fast", rows), table.take("second_use", rows)
+        gap = now - table["second"][rows]
+        kept = np.exp(gap / -FAST_S)[:, None]
+        moved = gap > 0
+        if moved.all():
+            start = ((start + base / 1e3) * kept).astype(np.float32)
+            base = np.zeros_like(base)
+        else:
+            ended = np.where(moved[:, None], base, 0)
+            start = ((start + ended / 1e3) * kept).astype(np.float32)
+            base = base - ended
+        table.put("fast", rows, start)
+        table["second"][rows] = now
+        return start, base
+
+    def _rate(self, rows: Ints, start: Any, fast: Floats, open_use: Ints) -> _Rated:
+        """What sums of agents (k,) come to against their own ranges and the fleet's.
+
+        Args:
+            start: (k, UNITS) S when the second began.
+            fast: (k, UNITS) S.
+            open_use: (k, UNITS) of the open minute.
+        """
+        table, config, fleet = self._table, self.config, self._fleet
+        use = (open_use / 1e3).astype(np.float32)
+        last = table.take("last_use", rows)
+        lull = lull_now(table.take("lull", rows), use, last)
         burst, lasts = self._parts(rows, fast, lull)
         states = self._states(rows, table["minute"][rows])
         material = fast >= fleet.floors
         material[states == 1] &= fast[states == 1, :1] >= fleet.cold
-        by_unit = np.where(material, burst + lasts, 0.0)
-        score = np.maximum(by_unit[:, TOKENS], by_unit[:, MONEY])
+        score = np.where(material, burst + lasts, 0.0).max(1)
         # An agent without a range of its own is held against the fleet alone, and generously.
         new = states == 0
-        new_limit = max(config.new_tokens, fleet.cold)
-        score[new] = np.where(material[new, TOKENS], np.log(np.maximum(fast[new, TOKENS] / new_limit, 1.0)), 0.0)
-        warning, critical, budgeted = fleet.thresholds(batch.group[at])
-        warning = np.where(new, 0.0, warning)
+        if new.any():
+            new_limit = max(config.new_tokens, fleet.cold)
+            beyond_limit = np.log(np.maximum(fast[new, TOKENS] / new_limit, 1.0))
+            score[new] = np.where(material[new, TOKENS], beyond_limit, 0.0)
         # After a burst the sum stays high for a while: only who still burns is worth a word.
-        recent = np.maximum(table["open_use"][rows], table["last_use"][rows])
-        still = recent >= config.still_burning * 60 / FAST_S * fast
-        burning = still[:, TOKENS] | still[:, MONEY]
-        over = (score > warning) & burning
-        level = np.where(over, 1 + ((score > critical) & (states == 2)), 0)
+        recent = np.maximum(use, last)
+        burning = (recent >= config.still_burning * 60 / FAST_S * start).any(1)
+        return _Rated(burst, lasts, lull, states, score, burning)
 
-        firing = ~np.isnan(table["since"][rows])
-        starts = over & ~firing
-        begun = rows[starts]
+    def _judge(
+        self, stretch: _Stretch, chosen: Ints, start: Any, base: Ints, open_use: Ints
+    ) -> list[tuple[int, Finding]]:
+        """Looks at each event of some segments (k,), of which some may fire.
+
+        Args:
+            start: (k, UNITS) S when the second began.
+            base: (k, UNITS) use of the second before the segment.
+            open_use: (k, UNITS) use of the minute before the segment.
+        """
+        batch, table, fleet, config = stretch.batch, self._table, self._fleet, self.config
+        entity = batch.entities[self.spec.scope]
+        of, inside = stretch.parts.events(chosen)
+        at = stretch.at[inside]
+        rows, now = entity.row[at], stretch.parts.tick[chosen][of].astype(np.float64)
+        begins = changes(of)
+        fast = start[of] + (base[of] + running(stretch.counted[inside], begins)) / 1e3
+        rated = self._rate(rows, start[of], fast, open_use[of] + running(stretch.used[inside], begins))
+        warning, critical, budgeted = fleet.thresholds(batch.group[at])
+        warning = np.where(rated.states == 0, 0.0, warning)
+        over = np.flatnonzero((rated.score > warning) & rated.burning)
+        if not len(over):
+            return []
+        _, first = np.unique(of[over], return_index=True)
+        first = over[first]
+        table["last_over"][rows[first]] = now[first]
+        starts = first[np.isnan(table["since"][rows[first]])]
+        begun, i = rows[starts], at[starts]
         table["since"][begun] = now[starts]
-        table["since_tokens"][begun] = (entity.tokens[at] - batch.tokens[at])[starts]
-        table["since_cost"][begun] = (entity.cost[at] - batch.cost[at])[starts]
+        table["since_tokens"][begun] = entity.tokens[i] - batch.tokens[i]
+        table["since_cost"][begun] = entity.cost[i] - batch.cost[i]
         # What led up to the alarm is part of it.
         table["fresh"][begun] = table["fresh_lull"][begun] = -np.inf
-        table["last_over"][rows[over]] = now[over]
-        self._collect(rows, fast, lull, firing | over)
 
-        excess = np.zeros(len(at))
-        if over.any():
-            excess[over] = self._excess_usd(rows[over], entity.tokens[at][over], entity.cost[at][over], now[over])
-        # Scores of young agents, and of alarms that began on an earlier day, say nothing of alarms to come.
-        began_today = ~(table["since"][rows] < table["day"][rows] * 86400.0)
-        counts = np.flatnonzero((states == 2) & began_today & burning)
-        today = rows[counts]
-        table["day_score"][today] = np.maximum(table["day_score"][today], score[counts])
-        table["day_excess"][rows[over]] = np.maximum(table["day_excess"][rows[over]], excess[over] * 1e6)
-
+        rows_over = rows[over]
+        excess = self._excess_usd(rows_over, entity.tokens[at[over]], entity.cost[at[over]], now[over])
+        np.maximum.at(table["day_excess"], rows_over, (excess * 1e6).astype(np.float32))
+        level = 1 + ((rated.score[over] > critical[over]) & (rated.states[over] == 2))
         level = np.where(excess >= fleet.excess_usd, level, 0)
-        speak = pace(table, rows, level, now, repeat_s=config.repeat_s, rearm_s=config.rearm_s)
-        return [
-            (
-                int(at[k]),
-                self._finding(
-                    batch,
-                    int(at[k]),
-                    int(rows[k]),
-                    _Verdict(
-                        level=int(level[k]),
-                        score=float(score[k]),
-                        threshold=float((warning, critical)[int(level[k]) - 1][k]),
-                        state=int(states[k]),
-                        parts=np.stack([burst[k], lasts[k]], 1),
-                        lull=lull[k],
-                        excess_usd=float(excess[k]),
-                        budgeted=bool(states[k] and budgeted[k]),
-                    ),
-                ),
+        speak = pace_in_order(table, rows_over, level, now[over], repeat_s=config.repeat_s, rearm_s=config.rearm_s)
+        found = []
+        for j in speak.tolist():
+            k = int(over[j])
+            verdict = _Verdict(
+                level=int(level[j]),
+                score=float(rated.score[k]),
+                threshold=float((warning, critical)[int(level[j]) - 1][k]),
+                state=int(rated.states[k]),
+                parts=np.stack([rated.burst[k], rated.lasts[k]], 1),
+                lull=rated.lull[k],
+                fast=fast[k],
+                now=float(now[k]),
+                news=stretch.heard.latest(table["result_ts"], int(rows[k]), int(at[k])),
+                excess_usd=float(excess[j]),
+                budgeted=bool(rated.states[k] and budgeted[k]),
             )
-            for k in np.flatnonzero(speak)
-        ]
+            found.append((int(at[k]), self._finding(batch, int(at[k]), int(rows[k]), verdict)))
+        return found
 
     def _parts(self, rows: Ints, fast: Floats, lull: Any) -> tuple[Any, Any]:
         """(k, UNITS) how far S and (k, UNITS) how far L are above their highest; 0 where nothing is known."""
         table = self._table
-        high = table["high"][rows]
+        high = table.take("high", rows)
         known = np.isfinite(high)
         with np.errstate(divide="ignore", invalid="ignore"):
             burst = np.log(fast) - high
-            lasts = lull - np.maximum(table["lull_high"][rows], table["usual"][rows])
+            lasts = lull - np.maximum(table.take("lull_high", rows), table.take("usual", rows))
         return np.where(known, np.maximum(burst, 0.0), 0.0), np.where(known, np.maximum(lasts, 0.0), 0.0)
 
-    def _collect(self, rows: Ints, fast: Floats, lull: Any, firing: NDArray[np.bool_]) -> None:
+    def _collect(self, rows: Ints, minute: Ints, fast: Floats) -> None:
         """Keeps the highest values of the open block, or of the alarm."""
         table = self._table
         with np.errstate(divide="ignore"):
             ln_fast = np.log(fast)
-        keep_fresh(table, rows[~firing], ln_fast[~firing])
-        if firing.any():
-            burns = rows[firing]
-            table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[firing])
-            table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull[firing])
+        calm = np.isnan(table["since"][rows])
+        if calm.all():
+            keep_fresh(table, rows, minute, ln_fast)
+            return
+        keep_fresh(table, rows[calm], minute[calm], ln_fast[calm])
+        burns = rows[~calm]
+        use = (table.take("open_use", burns) / 1e3).astype(np.float32)
+        lull = lull_now(table.take("lull", burns), use, table.take("last_use", burns))
+        table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[~calm])
+        table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull)
 
     def _excess_usd(self, rows: Ints, tokens: Ints, cost: Ints, now: Floats) -> Floats:
         """(k,) dollars beyond the agent's usual use since its alarm began."""
         table = self._table
         minutes = (now - table["since"][rows]) / 60
-        usual = np.expm1(table["usual"][rows].astype(np.float64)) / 1e6
+        usual = np.expm1(table.take("usual", rows).astype(np.float64)) / 1e6
         spent = (cost - table["since_cost"][rows]) / 1e9
         by_tokens = (tokens - table["since_tokens"][rows]) / 1e9 - usual[:, TOKENS] * minutes
         by_cost = spent - usual[:, MONEY] * minutes
@@ -626,49 +728,58 @@ class Runaway(Detector):
 
     # -------------------------------------------------------------------------------- the learning
 
-    def _close(self, rows: Ints, ts: Floats, group: Hashes) -> None:
-        """Ends the open minute of every row whose event lies in a later one, and what else ends with it."""
+    def _close(self, rows: Ints, minute: Ints, now: Ints, group: Hashes) -> None:
+        """Ends the open minute of every row that goes on in a later one, and what else ends with it."""
         table, config = self._table, self.config
-        minute = np.floor(ts / 60).astype(np.int64)
-        over = np.flatnonzero(minute > table["minute"][rows])
-        rows, minute, ts, group = rows[over], minute[over], ts[over], group[over]
-        if not len(rows):
+        open_minute = table["minute"][rows]
+        over = np.flatnonzero(minute > open_minute)
+        if not len(over):
             return
+        if len(over) < len(rows):
+            rows, minute, now, group, open_minute = rows[over], minute[over], now[over], group[over], open_minute[over]
         self._close_days(rows, minute // _DAY, group)
-        had = table["minute"][rows] >= 0
-        born = rows[~had]
-        table["minute"][born] = table["first_minute"][born] = minute[~had]
-        rows, minute, ts = rows[had], minute[had], ts[had]
-        if not len(rows):
-            return
-        firing = ~np.isnan(table["since"][rows])
-        calm = firing & (ts - table["last_over"][rows] >= config.calm_s)
-        if calm.any():
+        had = open_minute >= 0
+        if not had.all():
+            born = rows[~had]
+            table["minute"][born] = table["first_minute"][born] = minute[~had]
+            rows, minute, now = rows[had], minute[had], now[had]
+            if not len(rows):
+                return
+        learn = np.isnan(table["since"][rows])
+        if not learn.all():
+            calm = ~learn & (now - table["last_over"][rows] >= config.calm_s)
             self._end_alarms(rows[calm])
-        self._close_windows(rows, minute, ts)
-        moved = firing & ~calm & np.isnan(table["since"][rows])
-        # The minute that ends an alarm may be the one that raised it: it is learned only as a new level.
-        learn = ~firing | moved
+            self._close_windows(rows, minute, now)
+            # The minute that ends an alarm may be the one that raised it: it is learned only as a new level.
+            learn |= ~calm & np.isnan(table["since"][rows])
+        else:
+            self._close_windows(rows, minute, now)
+        chosen = rows[learn]
+        sums = table.take("fast", chosen) + table.take("second_use", chosen) / 1e3
         for unit in range(UNITS):
-            sums = table["fast"][rows[learn], unit]
-            np.add.at(self._sums[unit], LogGrid.index(sums[sums > 0]), 1)
+            some = sums[:, unit]
+            np.add.at(self._sums[unit], LogGrid.index(some[some > 0]), 1)
         close_minutes(table, rows, minute, learn, config.memory_s)
 
     def _close_days(self, rows: Ints, day: Ints, group: Hashes) -> None:
         table = self._table
-        changed = day > table["day"][rows]
-        rows, day, group = rows[changed], day[changed], group[changed]
-        if not len(rows):
-            return
-        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
         was = table["day"][rows].astype(np.int64)
-        counts = (was >= 0) & (self._states(rows, table["minute"][rows]) == 2)
+        changed = (day > was).nonzero()[0]
+        if not len(changed):
+            return
+        rows, day, group, was = rows[changed], day[changed], group[changed], was[changed]
+        table["day"][rows] = day
+        known = (was >= 0).nonzero()[0]
+        if not len(known):
+            return
+        rows, group, was = rows[known], group[known], was[known]
+        # Days of young agents, and those that began within an alarm, are none that alarms are budgeted for.
+        counts = self._states(rows, table["minute"][rows]) == 2
         counts &= ~(table["since"][rows] < was * 86400.0)
         self._day_scores.add(group[counts], was[counts], ScoreGrid.index(table["day_score"][rows[counts]]))
-        alarmed = np.flatnonzero((was >= 0) & (table["day_excess"][rows] >= 0))
+        alarmed = np.flatnonzero(table["day_excess"][rows] >= 0)
         excess = table["day_excess"][rows[alarmed]].astype(np.float64)
         self._day_excess.add(np.zeros(len(alarmed), np.uint64), was[alarmed], LogGrid.index(excess))
-        table["day"][rows] = day
         table["day_score"][rows] = 0.0
         table["day_excess"][rows] = -1.0
 
@@ -682,17 +793,17 @@ class Runaway(Detector):
             table[seen][rows] = -np.inf
         table["since"][rows] = np.nan
 
-    def _close_windows(self, rows: Ints, minute: Ints, ts: Floats) -> None:
+    def _close_windows(self, rows: Ints, minute: Ints, now: Ints) -> None:
         """Adds the closing minute to its half hour, and closes that if the new minute lies beyond.
 
         The half hours go on while the alarm lasts: they are what tells a moved baseline from a runaway.
         """
         table = self._table
-        table["window_sum"][rows] += np.log1p(table["open_use"][rows, TOKENS])
+        table["window_sum"][rows] += np.log1p(table["open_use"][rows, TOKENS] / 1e3)
         table["window_minutes"][rows] += 1
         length = int(WINDOW_S // 60)
         over = minute // length > table["minute"][rows] // length
-        closing, ts = rows[over], ts[over]
+        closing, now = rows[over], now[over]
         if not len(closing):
             return
         level = table["window_sum"][closing] / table["window_minutes"][closing]
@@ -700,7 +811,7 @@ class Runaway(Detector):
         table["window_sum"][closing] = 0.0
         table["window_minutes"][closing] = 0
         # At most once per half hour, and only for alarms that are hours old.
-        for row in closing[ts - table["since"][closing] >= self.config.relearn_s]:
+        for row in closing[now - table["since"][closing] >= self.config.relearn_s]:
             # Who was flagged before it had a range has no old level to have moved from.
             new = table["active_minutes"][row] < self.config.ready_minutes
             if new or self._moved(table["levels"][row]):
@@ -730,11 +841,11 @@ class Runaway(Detector):
         # Where both say the same, tokens are what the next person can check.
         unit = MONEY if verdict.parts[MONEY].sum() > verdict.parts[TOKENS].sum() + _CLEARLY else TOKENS
         scale, of = ((1.0, "effective tokens"), (1e-6, "dollars"))[unit]
-        now, since, news = (float(table[name][row]) for name in ("ts", "since", "result_ts"))
+        now, news, since = verdict.now, verdict.news, float(table["since"][row])
         usual = max(1.0, STEADY * math.expm1(table["usual"][row, unit]))
         burst = verdict.state == 0 or bool(verdict.parts[unit, 0] >= verdict.parts[unit, 1])
         window = f"{of} per 5 min" if burst else f"{of} per min, for 25 min without a lull"
-        observed = float(table["fast"][row, unit]) if burst else math.expm1(verdict.lull[unit])
+        observed = float(verdict.fast[unit]) if burst else math.expm1(verdict.lull[unit])
         if verdict.state == 0:
             expected = max(self.config.new_tokens, fleet.cold)
             what = f"is new and has used {observed / expected:.1f}x what any new agent should"
@@ -835,9 +946,59 @@ class _Verdict:
     """(UNITS, 2) of the score: burst and lull."""
     lull: Any
     """(UNITS,) ln L."""
+    fast: Any
+    """(UNITS,) S."""
+    now: float
+    news: float
+    """When a tool last gave a new result, NaN if never."""
     excess_usd: float
     budgeted: bool
     """The threshold is one that the fleet's record leaves by the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    """What sums of agents (k,) come to."""
+
+    burst: Any
+    """(k, UNITS) how far S is above the highest so far."""
+    lasts: Any
+    """(k, UNITS) how far L is."""
+    lull: Any
+    """(k, UNITS) ln L."""
+    states: Ints
+    score: Floats
+    burning: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """New results of tools: positions of the events, their rows (ascending), times, and the row's latest before."""
+
+    at: Ints
+    row: Ints
+    ts: Floats
+    before: Floats
+
+    def latest(self, now: Floats, row: int, i: int) -> float:
+        """When the row had its latest new result as of event `i`; `now`: as of the last event, by row."""
+        low, high = np.searchsorted(self.row, [row, row + 1]).tolist()
+        if low == high:
+            return float(now[row])
+        earlier = self.ts[low:high][self.at[low:high] <= i]
+        return float(np.fmax.reduce(earlier, initial=self.before[low]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Events that use something, cut into segments; (n, UNITS) use and use that counts, in the segments' order."""
+
+    batch: EventBatch
+    heard: _Heard
+    parts: Segments
+    at: Ints
+    used: Ints
+    counted: Ints
 
 
 _Histograms = tuple[int, dict[str, bytes]]

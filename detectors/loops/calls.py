@@ -240,10 +240,10 @@ class Calls:
         """Matches per period; how often the call came lately, and the number of the oldest of these."""
         t, at, rows, number = self._table, calls.at, calls.rows, calls.number
         item, call = self._item[at], self._call[at]
-        items, called = t["item"][rows], t["call"][rows]
+        items, called = t["item"][rows], t.take("call", rows)
         before = items[np.arange(len(at))[:, None], (number[:, None] - np.arange(1, PERIODS + 1)) % RING]
         known = number[:, None] >= np.arange(1, PERIODS + 1)
-        matches = np.where((before == item[:, None]) & known, t["matches"][rows] + 1, 0)
+        matches = np.where((before == item[:, None]) & known, t.take("matches", rows) + 1, 0)
         t["matches"][rows] = matches
         # The last item before the first match: the streak's first for p = 1, late by p - 1 items otherwise.
         begins[:, :PERIODS] = matches == 0
@@ -304,7 +304,7 @@ class Calls:
     def _streaks(self, calls: _Calls, begins: Bools) -> Ints:
         """Counts failures, equal errors, equal answers, calls without news and reads of one target."""
         t, at, rows, batch = self._table, calls.at, calls.rows, self._batch
-        count, ids, flags = t["count"][rows], t["id"][rows], t["flag"][rows]
+        count, ids, flags = t["count"][rows], t["id"][rows], t.take("flag", rows)
         failed, call, tool = batch.failed[at], self._call[at], self._tool[at]
         one = (~calls.same_round).astype(np.int32)
         named = batch.tool_id[at] != UNKNOWN
@@ -373,7 +373,7 @@ class Calls:
         """Notes that streaks begin with these calls."""
         t, at, rows = self._table, calls.at, calls.rows
         now = np.stack([self._batch.ts[at], self._tokens[at], self._cost[at]], axis=1)[:, :, None]
-        since = t["since"][rows].reshape(-1, 3, _MARKS)
+        since = t.take("since", rows).reshape(-1, 3, _MARKS)
         t["since"][rows] = np.where(begins[:, None, :], now, since).reshape(-1, 3 * _MARKS)
 
     # --------------------------------------------------------------------------------- verdicts
@@ -425,7 +425,7 @@ class Calls:
         scaled = observed.copy()
         scaled[:, _STREAK] = count[:, _ERRORS] // c.shell_factor
         level = levels(scaled, warning, critical)
-        flags = t["flag"][rows]
+        flags = t.take("flag", rows)
         level[:, _ONE_ERROR] *= flags[:, _ERR_VARIED] & self._batch.failed[at]
         level[:, _STREAK] *= flags[:, _STREAK_MIXED]
         level[:, _STAGNATION] *= flags[:, _STAG_VARIED]
@@ -474,11 +474,11 @@ class Calls:
     def _has_spoken(self, calls: _Calls, level: NDArray[np.uint8]) -> Bools:
         """Where an alarm as high went off a moment ago, and nothing new has come since: still the same trouble."""
         t, rows = self._table, calls.rows
-        last = t["alarm_ts"][rows]
+        last = t.take("alarm_ts", rows)
         latest = last.argmax(axis=1)[:, None]
         recent = self._batch.ts[calls.at][:, None] - last < self._config.repeat_s
-        as_high = t["alarm_level"][rows] >= level[:, None]
-        still = np.take_along_axis(t["alarm_progress"][rows], latest, axis=1)[:, 0] == t["progress"][rows]
+        as_high = t.take("alarm_level", rows) >= level[:, None]
+        still = np.take_along_axis(t.take("alarm_progress", rows), latest, axis=1)[:, 0] == t["progress"][rows]
         spoken: Bools = (recent & as_high).any(axis=1) & still
         return spoken
 

@@ -33,10 +33,13 @@ class _Streak:
 
     def mark(self, batch: EventBatch, at: Ints, begins: Bools) -> None:
         """Notes that a streak begins with these events."""
+        at = at[begins]
+        if not len(at):
+            return
         rows = batch.entities[SCOPE].row[at]
         tokens, cost = totals_before(batch, at)
         for name, value in zip(_MARK, (batch.ts[at], tokens, cost), strict=True):
-            self.table[name][rows] = np.where(begins, value, self.table[name][rows])
+            self.table[name][rows] = value
 
     def verdicts(
         self,
@@ -117,6 +120,12 @@ class TalkState:
             "steps": self.steps.table,
             "storm": self.storm,
         }
+
+    def used(self, rows: Ints) -> Bools:
+        """Where a run has had an event that was no tool call, or one with hashes."""
+        table = self.compactions.table
+        used: Bools = (table["calls"][rows] > 0) | (table["count"][rows] > 0) | self.steps.table["hashed"][rows]
+        return used
 
 
 class Talk:
@@ -258,10 +267,16 @@ class Talk:
         batch, config, table = self._batch, self._config, self._storm
         rows, ts, failed = self._row[at], batch.ts[at], batch.failed[at]
         last = table["ts"][rows]
+        table["ts"][rows] = np.maximum(ts, last)
+        # Most models answer.
+        storms = (failed | (table["errors"][rows] > 0)).nonzero()[0]
+        if not len(storms):
+            return []
+        at, rows, ts, failed, last = at[storms], rows[storms], ts[storms], failed[storms], last[storms]
         fade = np.exp(-np.abs(ts - last) / config.storm_window_s)
         late = ts < last
         errors = table["errors"][rows] * np.where(late, 1.0, fade) + failed * np.where(late, fade, 1.0)
-        table["errors"][rows], table["ts"][rows] = errors, np.maximum(ts, last)
+        table["errors"][rows] = errors
         gap = ts - table["refused"][rows]
         longer = gap >= _GROWTH * table["gap"][rows]
         growing = np.where(failed, np.where(longer, table["growing"][rows] + 1, 0), table["growing"][rows])

@@ -321,8 +321,7 @@ class RunawayFamily:
         sums, highest = np.zeros(laid.shape), np.zeros(laid.shape)
         for minute in range(max(fault.start + len(fault.added) for fault in chosen) + _AFTER):
             fleet.run(minute, minute + 1)
-            silent = (minute + 1) * 60 + START - table["ts"][rows]
-            sums[:, minute] = table["fast"][rows, TOKENS] * np.exp(-np.maximum(silent, 0) / FAST_S)
+            sums[:, minute] = detector.sums(rows, (minute + 1) * 60 + START)[:, TOKENS]
             highest[:, minute] = np.exp(table["high"][rows, TOKENS])
         told = fleet.told.alarms()
         for row, fault in enumerate(chosen):

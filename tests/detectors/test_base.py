@@ -31,6 +31,7 @@ from detectors.base import (
     Table,
     levels,
     pace,
+    pace_in_order,
     register,
     registered,
 )
@@ -58,6 +59,13 @@ def test_rows_are_blank_until_written_however_many_there_are() -> None:
     assert grown["count"][2] == 1
     assert grown["count"][[0, 1, 999]].tolist() == [7, 7, 7]
     assert grown["recent"].shape == (grown.rows, 3)
+
+
+def test_small_vectors_are_taken_and_put_row_by_row() -> None:
+    some, rows = table(), np.array([4, 1])
+    some.put("recent", rows, np.array([[1, 2, 3], [4, 5, 6]]))
+    assert some["recent"][[1, 4]].tolist() == [[4, 5, 6], [1, 2, 3]]
+    assert some.take("recent", rows).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_rows_grow_by_half_at_least() -> None:
@@ -162,6 +170,23 @@ def test_when_an_alarm_speaks(story: list[tuple[float, int]], spoken: list[float
         if pace(alarms, row, np.array([level]), np.array([float(at)]), repeat_s=60, rearm_s=300).all()
     ]
     assert said == spoken
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.sampled_from([QUIET, WARNING, CRITICAL]), st.integers(0, 40)), max_size=60)
+)
+def test_many_events_of_a_row_speak_as_if_they_were_paced_one_by_one(story: list[tuple[int, int, int]]) -> None:
+    rows, level, ts = (np.array([step[i] for step in story], np.int64) for i in range(3))
+    one_by_one, together = Table(ALARM_FIELDS), Table(ALARM_FIELDS)
+    when = ts.astype(np.float64)
+    expected = [
+        i
+        for i in range(len(story))
+        if pace(one_by_one, rows[i : i + 1], level[i : i + 1], when[i : i + 1], repeat_s=5, rearm_s=20).all()
+    ]
+    assert pace_in_order(together, rows, level, when, repeat_s=5, rearm_s=20).tolist() == expected
+    for name in ALARM_FIELDS:
+        assert together[name].tolist() == one_by_one[name].tolist()
 
 
 @pytest.mark.parametrize(("count", "level"), [(3.9, QUIET), (4, WARNING), (5.9, WARNING), (6, CRITICAL)])

@@ -16,7 +16,6 @@ from detectors.base import StateError
 from detectors.estimators import Model
 from detectors.features import FEATURES, Windows
 from detectors.odd_window import GENERATION, OddWindow, OddWindowConfig, _Group
-from detectors.rounds import rounds
 from detectors.types import Entity, Finding, Kind, Scope
 
 RIVER = ("HalfSpaceTrees", "OneClassSVM", "StandardAbsoluteDeviation", "GaussianScorer", "LODA")
@@ -31,9 +30,8 @@ MIDNIGHT = START // 86400 * 86400
 def values_of(events: list[Event], length_s: float = 600.0) -> list[dict[str, float]]:
     """The windows that the events of one agent close."""
     batch, windows = batch_of(events), Windows(length_s)
-    row = batch.entities[Scope.AGENT].row
-    closed = [windows.take(batch, at, row[at])[1] for at in rounds(row)]
-    return [dict(zip(FEATURES, map(float, window), strict=True)) for part in closed for window in part]
+    _, closed = windows.take(batch, batch.entities[Scope.AGENT].row)
+    return [dict(zip(FEATURES, map(float, window), strict=True)) for window in closed]
 
 
 def model_call(ts: float, **more: Any) -> Event:

@@ -61,7 +61,7 @@ class Reference:
         self.fresh_lull: dict[int, float] = {}
 
     def burst(self) -> float:
-        """An event counts as much as it has faded, in whatever order they came."""
+        """An event counts as much as it has faded, in whole seconds, in whatever order they came."""
         return math.fsum(tokens * math.exp(-(self.now - ts) / FAST_S) for ts, tokens in self.events)
 
     def lull(self, last: int) -> float:
@@ -83,8 +83,10 @@ class Reference:
             for name, waiting in (("high", self.fresh), ("lull_high", self.fresh_lull)):
                 learnt = [waiting.pop(old) for old in list(waiting) if old <= minute // BLOCK - LAG]
                 setattr(self, name, max([getattr(self, name), *learnt]) - self.fade * gap)
-        self.now = max(self.now, ts)
-        self.events.append((ts, tokens))
+        second = math.floor(ts)
+        self.now = max(self.now, second)
+        # A late event counts for what is left of it by now, to a thousandth.
+        self.events.append((self.now, round(tokens * math.exp(-(self.now - second) / FAST_S), 3)))
         self.use[self.minute] += tokens  # type: ignore[assignment]
         block = self.minute // BLOCK
         self.fresh[block] = max(self.fresh.get(block, -math.inf), math.log(self.burst()))
@@ -119,6 +121,20 @@ def test_it_fires_beyond_the_threshold(severity: str, threshold: float) -> None:
     assert verdicts(above) == [("range", severity, 90)]
     assert above[0].evidence["nats"] == pytest.approx(threshold, abs=1e-3)
     assert above[0].score == pytest.approx(0.0, abs=1e-3)
+
+
+def test_within_a_busy_second_each_level_is_told_at_the_call_that_reaches_it() -> None:
+    history = per_minute(steady(90))
+    burst = [replace(used(10_000), ts=history[-1].ts + 60 + i / 100) for i in range(80)]
+    found = find(Runaway, [*history, *burst], **QUICK)
+    (_, _, first), (_, _, second) = verdicts(found)
+    assert [finding.severity for finding in found] == ["warning", "critical"]
+    assert 90 < first < second < 170
+    assert find(Runaway, [*history, *burst][:first], **QUICK) == []
+    assert verdicts(find(Runaway, [*history, *burst][:second], **QUICK)) == verdicts(found)[:1]
+    for cut in range(91, 170):
+        detector = Runaway(RunawayConfig(**QUICK))
+        assert [f for part in batch_of([*history, *burst]).cut([cut]) for f in detector.update(part)] == found
 
 
 def test_a_burst_is_seen_with_the_default_settings_after_a_day() -> None:
@@ -166,9 +182,13 @@ def test_statistics_are_as_defined(steps: list[tuple[float, float, int]], memory
     detector = Runaway(RunawayConfig(memory_s=memory_s))
     assert list(detector.update(batch_of(events))) == []
     table = detector.tables["agents"]
-    found = [float(table[name][0, 0]) for name in ("fast", "high", "lull_high")]
+    use, last, lull, high, lull_high = (
+        float(table[name][0, 0]) for name in ("open_use", "last_use", "lull", "high", "lull_high")
+    )
+    found = [detector.sums(np.array([0]), reference.now)[0, 0], high, lull_high]
     assert found == pytest.approx([reference.burst(), reference.high, reference.lull_high], rel=1e-4, abs=1e-4)
-    assert lull_now(table, np.array([0]))[0, 0] == pytest.approx(reference.lull(reference.minute), abs=1e-4)
+    now = lull_now(*(np.float32(value) for value in (lull, use / 1e3, last)))
+    assert now == pytest.approx(reference.lull(reference.minute), abs=1e-4)
 
 
 # ----------------------------------------------------------------------------------------- dollars
