@@ -24,7 +24,7 @@ from detectors.base import (
 )
 from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, EventBatch, Finding, Ints, Kind, Scope, beyond
+from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Ints, Kind, Scope, beyond
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
@@ -51,30 +51,44 @@ class SpiralConfig(DetectorConfig):
     spawns_warning: float = setting(
         60.0,
         unit="runs",
-        why="Runs started in one tree within the window: warning.",
+        why="Runs started by the root of a tree within the window: warning.",
         source="a map-reduce over 50 workers is healthy; hermes-agent caps sub-agents at 50",
         gt=1,
     )
     spawns_critical: float = setting(
         100.0,
         unit="runs",
-        why="Runs started in one tree within the window: critical.",
+        why="Runs started by the root of a tree within the window: critical.",
         source="half of the public incident's 188 agents in a minute",
         gt=1,
     )
     nested_warning: float = setting(
-        6.0,
+        12.0,
         unit="runs",
         why="Runs started by runs that were themselves started, within the window: warning.",
-        source="who starts agents is a planner; started agents that start agents are how spirals grow",
+        source="simulated: one in 70 trees that begin with healthy reproduction 0.6 reaches it, and none later",
         gt=1,
     )
     nested_critical: float = setting(
-        12.0,
+        13.0,
         unit="runs",
         why="Runs started by started runs, within the window: critical.",
-        source="twice the warning: critical at the 16th start where every run starts four",
+        source="critical before the 20th start where every run starts four, as in public incidents",
         gt=1,
+    )
+    planned: float = setting(
+        4.0,
+        unit="runs",
+        why="The limits on started runs that start others grow with the square of the root's own starts over this.",
+        source="at reproduction 0.6 the root's starts and theirs grow alike; a spiral needs few of the root's",
+        gt=0,
+    )
+    memory_s: float = setting(
+        600.0,
+        unit="s",
+        why="How long the root's own starts count for the limits on depth and on runs that start others.",
+        source="ten windows: a tree at a steady rate has so many that only the reproduction number counts",
+        gt=0,
     )
     burst_runs: int = setting(
         20,
@@ -154,6 +168,13 @@ class SpiralConfig(DetectorConfig):
         source="one above the usual hop limit of 7",
         ge=1,
     )
+    depth_per_doubling: float = setting(
+        4.0,
+        unit="levels",
+        why="Levels a tree may be deeper each time its root's own starts double.",
+        source="simulated at reproduction 0.6, where a chance of one more level is 0.6: 2 would be the average",
+        ge=0,
+    )
     hops_warning: int = setting(
         20,
         unit="messages",
@@ -226,6 +247,7 @@ class Spiral(Detector):
                 "ts": (np.float64, -np.inf),
                 "spawns": (np.float64, 0.0),
                 "nested": (np.float64, 0.0),
+                "own": (np.float64, 0.0),
                 "fast": (np.float64, 0.0),
                 "burst_last": (np.float64, -np.inf),
                 "burst_since": (np.float64, -np.inf),
@@ -318,41 +340,48 @@ class Spiral(Detector):
             return []
         config, tree = self.config, self._tree
         rows, ts, depth = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.depth[at]
-        last = tree["ts"][rows]
-        fade = np.exp(-np.abs(ts - last) / config.window_s)  # 0 for the first spawn of a tree
-        late = ts < last
-        kept, added = np.where(late, 1.0, fade), np.where(late, fade, 1.0)
-        spawns = tree["spawns"][rows] * kept + added
-        nested = tree["nested"][rows] * kept + added * (depth >= 2)
-        deepest = np.maximum(tree["depth"][rows], depth)
-        tree["ts"][rows], tree["spawns"][rows], tree["nested"][rows] = np.maximum(ts, last), spawns, nested
-        tree["depth"][rows] = deepest
-        tree["runs"][rows] += 1
-
-        burst = self._burst(batch, at, late)
-        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
-        unusual = tree["runs"][rows] > config.usual_factor * tree["usual"][rows]
-        burst = np.where(unusual, burst, 0)
-        flat = np.where(unusual, spawns, 0.0)
         evidence, each = advance(
             self._growth, rows, ts, depth >= 2, healthy=config.healthy_reproduction, kernel_s=config.kernel_s
         )
         # A started run that starts many, none of which start any, is a planner one level down.
         evidence = np.where(depth >= 3, evidence, 0.0)
+        # A message that sets a run of its receiver going counts for reproduction; it starts no agent.
+        started = batch.kind[at] != Kind.MESSAGE
+        last = tree["ts"][rows]
+        late = ts < last
+        direct, below = started & (depth <= 1), started & (depth >= 2)
+        tree["ts"][rows] = np.maximum(ts, last)
+        spawns = self._faded("spawns", rows, np.abs(ts - last) / config.window_s, late, direct)
+        nested = self._faded("nested", rows, np.abs(ts - last) / config.window_s, late, below)
+        own = self._faded("own", rows, np.abs(ts - last) / config.memory_s, late, direct)
+        tree["depth"][rows] = np.maximum(tree["depth"][rows], depth)
+        tree["runs"][rows] += 1
+
+        burst = self._burst(batch, at, direct)
+        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
+        unusual = direct & (tree["runs"][rows] > config.usual_factor * tree["usual"][rows])
+        burst = np.where(unusual, burst, 0)
+        flat = np.where(unusual, spawns, 0.0)
+        # Trees at a steady rate become deep and have many nested runs: there, only evidence on R counts.
+        steady = np.maximum(own / config.planned, 1.0) ** 2
+        nested = np.where(below, nested / steady, 0.0)
+        deep = np.where(started, depth - config.depth_per_doubling * np.log2(np.maximum(own, 1.0)), 0.0)
         rules = (
             ("fan_out", flat, config.spawns_warning, config.spawns_critical, "runs"),
             ("burst", burst, config.burst_runs, config.burst_runs, "runs"),
             ("nested", nested, config.nested_warning, config.nested_critical, "runs"),
             ("reproduction", evidence, config.evidence_warning, config.evidence_critical, "nats"),
-            ("depth", depth, config.depth_warning, config.depth_critical, "levels"),
+            ("depth", deep, config.depth_warning, config.depth_critical, "levels"),
         )
         window = f"within {config.window_s:.0f} s"
         says: dict[str, Callable[[float, int], str]] = {
             "fan_out": lambda n, _: f"has started about {n:.0f} runs {window}",
             "burst": lambda n, _: f"keeps starting runs: {n:.0f} without a pause, for more than {config.burst_s:.0f} s",
-            "nested": lambda n, _: f"has runs that start runs: about {n:.0f} more {window}",
-            "reproduction": lambda _, k: f"feeds itself: each started run starts {each[k]:.1f} more",
-            "depth": lambda n, _: f"is {n:.0f} levels deep",
+            "nested": lambda _, k: f"has runs that start runs: about {tree['nested'][rows[k]]:.0f} more {window}",
+            "reproduction": lambda _, k: (
+                f"feeds itself: each {'started run starts' if started[k] else 'message causes'} {each[k]:.1f} more"
+            ),
+            "depth": lambda _, k: f"is {depth[k]:.0f} levels deep",
         }
         found = []
         for rule, count, warning, critical, unit in rules:
@@ -375,16 +404,27 @@ class Spiral(Detector):
                 )
         return found
 
-    def _burst(self, batch: EventBatch, at: Ints, late: NDArray[Any]) -> Ints:
+    def _faded(self, field: str, rows: Ints, age: Floats, late: Bools, count: Bools) -> Floats:
+        """A decayed count with one more event, `age` time constants from the newest one."""
+        # The fade is 0 for the first event of a tree: it lies infinitely far from none.
+        fade = np.exp(-age)
+        value: Floats = self._tree[field][rows] * np.where(late, 1.0, fade) + np.where(late, fade, 1.0) * count
+        self._tree[field][rows] = value
+        return value
+
+    def _burst(self, batch: EventBatch, at: Ints, direct: Bools) -> Ints:
         """Runs of the burst where it outlasts a planned one, else 0.
 
         What one model answer asks for is one decision, of which the fan-out thresholds judge the size. A burst
         is another matter once it goes on after a plan would have been carried out.
         """
         config, tree = self.config, self._tree
+        bursts = np.zeros(len(at), np.int64)
+        chosen = np.flatnonzero(direct)
+        at = at[chosen]
         rows, ts, decided = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.round[at]
-        # `ts` of the table is the newest start by now; the burst's own columns tell the one before.
         last = tree["burst_last"][rows]
+        late = ts < last
         begins = ~late & (ts - last > config.burst_s)
         since = np.where(begins, ts, tree["burst_since"][rows])
         count = np.where(begins, 1, tree["burst"][rows] + 1)
@@ -394,7 +434,8 @@ class Spiral(Detector):
         tree["burst"][rows], tree["burst_round"][rows], tree["fast"][rows] = count, first_round, fast
         planned = (decided != UNKNOWN) & (decided == first_round)
         lasting = ~late & ~planned & (ts - since >= config.burst_s) & (fast >= config.burst_runs / 2)
-        return np.where(lasting, count, 0)
+        bursts[chosen] = np.where(lasting, count, 0)
+        return bursts
 
     def _messages(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):

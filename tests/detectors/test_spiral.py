@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from detectors.base import StateError
 from detectors.spiral import RECENT, Spiral, SpiralConfig
+from detectors.types import Kind
 
 
 def conversation(n: int, words: int = 10**6, between: tuple[str, str] = ("ann", "bob")) -> list[Event]:
@@ -32,7 +33,7 @@ def descent(depth: int) -> list[Event]:
     ("rule", "events", "warning", "critical"),
     [
         pytest.param("fan_out", [spawn()] * 100, 60, 100, id="runs started at once"),
-        pytest.param("nested", [spawn(2)] * 12, 6, 12, id="runs started by started runs"),
+        pytest.param("nested", [spawn(2)] * 13, 12, 13, id="runs started by started runs"),
         pytest.param("depth", [spawn(5), spawn(8)], 1, 2, id="levels"),
         pytest.param("ping_pong", conversation(40), 20, 40, id="messages to and fro"),
         pytest.param("ping_pong", conversation(14, words=2), 2 + 6, 2 + 12, id="messages that repeat what was said"),
@@ -68,13 +69,12 @@ def test_rules_have_alarms_of_their_own() -> None:
 
 
 def test_several_rules_may_fire_at_one_event() -> None:
-    found = find(Spiral, every(0, [spawn(5)] * 6))
-    assert [f for f in verdicts(found) if f[2] == 5] == [("nested", "warning", 5)]
-    assert verdicts(found)[0] == ("depth", "warning", 0)
-    limits = {"nested_warning": 60.0, "nested_critical": 60.0, "evidence_warning": 500.0, "evidence_critical": 500.0}
-    found = find(Spiral, every(0, [spawn(2)] * 59 + [spawn(8)]), **limits)
-    assert {f[0] for f in verdicts(found)} == {"nested", "depth", "fan_out"}
-    assert {f[2] for f in verdicts(found)} == {59}
+    limits = {"evidence_warning": 500.0, "evidence_critical": 500.0}
+    found = find(Spiral, every(0, [spawn(5)] * 12), **limits)
+    assert verdicts(found) == [("depth", "warning", 0), ("nested", "warning", 11)]
+    found = find(Spiral, every(0, [spawn(2)] * 11 + [spawn(8)]), **limits)
+    assert {f[0] for f in verdicts(found)} == {"nested", "depth"}
+    assert {f[2] for f in verdicts(found)} == {11}
 
 
 def test_messages_in_one_direction_count_once() -> None:
@@ -220,7 +220,7 @@ def test_a_batch_of_a_size_seen_twice_is_quiet(nights: int, runs: int, quiet: bo
 def test_a_recursion_is_not_excused_by_having_been_seen() -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(3):
-        assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 12)))} >= {"nested"}
+        assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 13)))} >= {"nested"}
         detector.forget(np.array([0]))
 
 
@@ -245,6 +245,24 @@ def test_runs_that_start_more_than_one_run_each_feed_themselves() -> None:
     assert [finding.severity for finding in found] == ["warning", "critical"]
     assert found[0].evidence["reproduction"] > 1
     assert found[0].reason.startswith("task task feeds itself: each started run starts ")
+
+
+def test_many_starts_of_the_roots_own_allow_more_depth_and_more_nested_runs() -> None:
+    # Eight starts of its own: 3 doublings allow 12 levels more, and (8 / 4)^2 = 4 times the nested runs.
+    planned = [spawn()] * 8
+    quiet = {"evidence_warning": 500.0, "evidence_critical": 500.0}
+    for depth in (16, 17):
+        assert bool(find(Spiral, every(0, [*planned, spawn(depth)]), **quiet)) == (depth == 17)
+    for nested in (47, 48):
+        assert bool(find(Spiral, every(0, [*planned, *[spawn(2)] * nested]), **quiet)) == (nested == 48)
+
+
+def test_messages_that_set_runs_going_count_for_reproduction_alone() -> None:
+    told = [replace(event, kind=Kind.MESSAGE) for event in grown(2, 6)]
+    found = find(Spiral, told)
+    assert {finding.rule for finding in found} == {"reproduction"}
+    assert found[0].reason.startswith("task task feeds itself: each message causes ")
+    assert find(Spiral, every(1, [replace(event, kind=Kind.MESSAGE) for event in descent(30)])) == []
 
 
 def test_a_planner_one_level_down_does_not_feed_itself() -> None:
@@ -281,7 +299,7 @@ def test_a_spiral_after_a_long_pause_is_new() -> None:
     ("events", "reason"),
     [
         ([spawn()] * 60, "task task has started about 60 runs within 60 s"),
-        ([spawn(2)] * 6, "task task has runs that start runs: about 6 more within 60 s"),
+        ([spawn(2)] * 12, "task task has runs that start runs: about 12 more within 60 s"),
         ([spawn(5)], "task task is 5 levels deep"),
         (conversation(20), "task task has bob and ann exchange 20 messages without a new tool result"),
         (
@@ -319,9 +337,13 @@ def test_spawns_fade_as_the_definition_says(steps: list[tuple[float, float, int]
     detector = Spiral(SpiralConfig())
     detector.update(batch_of(events))
     tree, now = detector.tables["trees"], max(event.ts for event in events)
-    faded = [(event.depth, math.exp(-(now - event.ts) / 60)) for event in events]
-    expected = [math.fsum(f for _, f in faded), math.fsum(f for depth, f in faded if depth >= 2)]
-    assert [float(tree["spawns"][0]), float(tree["nested"][0])] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+    def faded(direct: bool, memory_s: float) -> float:
+        chosen = [event.ts for event in events if (event.depth == 1) == direct]
+        return math.fsum(math.exp(-(now - ts) / memory_s) for ts in chosen)
+
+    held = [float(tree[name][0]) for name in ("spawns", "nested", "own")]
+    assert held == pytest.approx([faded(True, 60), faded(False, 60), faded(True, 600)], rel=1e-9, abs=1e-12)
     assert tree["runs"][0] == len(events)
     assert tree["depth"][0] == max(event.depth for event in events)
 
