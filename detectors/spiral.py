@@ -24,7 +24,7 @@ from detectors.base import (
 )
 from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Ints, Kind, Scope, beyond
+from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
@@ -33,9 +33,23 @@ TREES = 8
 """Trees per entry agent whose sizes are remembered."""
 
 AGENTS = 4096
-"""Entry agents whose trees' sizes are remembered."""
+"""Entry agents whose trees' sizes are remembered, and kinds of tasks."""
 
-_decode_sizes = msgspec.msgpack.Decoder(tuple[str, int, list[tuple[int, list[int]]]]).decode
+TASKS = 64
+"""Finished tasks per kind whose tokens and messages are remembered."""
+
+PERIODS = (3, 4, 5)
+"""Lengths of circles among agents; two agents alone are the rule on pairs."""
+
+_OCTAVE = 6
+"""Steps per doubling on which tokens and messages of finished tasks are remembered: 12 % each."""
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio (Knuth, TAOCP 6.4): tells the parts of a joined hash apart."""
+
+_decode_shared = msgspec.msgpack.Decoder(
+    tuple[str, int, list[tuple[int, list[int]]], list[tuple[int, tuple[bytes, bytes]]]]
+).decode
 
 
 class SpiralConfig(DetectorConfig):
@@ -203,6 +217,63 @@ class SpiralConfig(DetectorConfig):
         source="twice the warning",
         ge=2,
     )
+    verbatim_warning: int = setting(
+        1,
+        unit="messages",
+        why="Messages that an agent sent to the same agent before, word for word, no new tool result since: warning.",
+        source="on conversations labelled by their orchestrator one such repeat is never healthy",
+        ge=1,
+    )
+    verbatim_critical: int = setting(
+        4,
+        unit="messages",
+        why="Messages sent to the same agent before, word for word, no new tool result since: critical.",
+        source="assumed: four times the warning",
+        ge=1,
+    )
+    verbatim_turns: int = setting(
+        10,
+        unit="messages",
+        why="Turns without a new tool result after which word for word repeats count.",
+        source="half of the limit on turns: short talks repeat their formulas",
+        ge=1,
+    )
+    amplification_warning: float = setting(
+        10.0,
+        unit="ratio",
+        why="Tokens or messages of a task over the most that tasks of its kind have taken twice: warning.",
+        source="public spirals took 50 to 500 times the usual; 3 times happens to one window in ten of real clients",
+        gt=1,
+    )
+    amplification_critical: float = setting(
+        50.0,
+        unit="ratio",
+        why="Tokens or messages of a task over the most that tasks of its kind have taken twice: critical.",
+        source="the least of the public spirals",
+        gt=1,
+    )
+    amplification_tokens: float = setting(
+        1e6,
+        unit="effective tokens",
+        why="Fewer tokens than these are no amplification.",
+        source="assumed: about $3",
+        gt=0,
+    )
+    amplification_messages: int = setting(
+        100,
+        unit="messages",
+        why="Fewer messages than these are no amplification.",
+        source="assumed: five times the limit on turns",
+        gt=0,
+    )
+    amplification_tasks: int = setting(
+        20,
+        unit="tasks",
+        why="Finished tasks of a kind before anything is said about its next ones.",
+        source="assumed: of 20 the second largest lies near the 0.95 quantile",
+        ge=2,
+        le=TASKS,
+    )
     repeat_s: float = setting(
         60.0,
         unit="s",
@@ -223,21 +294,25 @@ class SpiralConfig(DetectorConfig):
 class Spiral(Detector):
     """One task starts too many agents, too deep, or two of its agents only talk to each other.
 
-    Fires when: within a minute a tree starts 60 (100) runs, or its started runs start 6 (12) runs
-        themselves; 20 runs were started and, 10 s after the first, still more than one a second (critical);
-        started runs start more than 0.6 runs each, with evidence of 14.75 (20) nats; the tree is 5 (8)
-        levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was said, or any
-        agents take 20 (40) turns, without a new tool result in between. In brackets: critical.
+    Fires when: within a minute the root of a tree starts 60 (100) runs, or its started runs start 12 (13)
+        themselves; the root starts 20 runs and, 10 s after the first, still more than one a second (critical);
+        started runs start more than 0.6 runs each, or messages cause more, with evidence of 14.75 (20) nats;
+        the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was
+        said, or any agents take 20 (40) turns, or 1 (4) of 10 turns repeat a message word for word, without a
+        new tool result in between; a task takes 10 (50) times the tokens or messages that its kind takes at
+        most. In brackets: critical.
     Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
-        the same agent have twice been about as large (for runs started directly); handoffs bring new tool
-        results; producers send no root run and no parents (then there is no tree to see).
+        the same agent have twice been about as large (for runs started directly); the root starts so many
+        that depth and nested runs are to be expected at 0.6; handoffs bring new tool results; fewer than 20
+        tasks of a kind have ended (for amplification); producers send no root run and no parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
-    State: per root run, decayed spawn counts, the burst, the evidence on reproduction, the depth, the
-        current pair with its message counts, and 16 remembered results and 16 contents; about 530 bytes.
+    State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
+        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
+        and messages each; about 770 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
-    spec: ClassVar[Spec] = Spec("spiral", version=2, scope=Scope.ROOT)
+    spec: ClassVar[Spec] = Spec("spiral", version=3, scope=Scope.ROOT)
     Config: ClassVar[type[DetectorConfig]] = SpiralConfig
 
     def __init__(self, config: SpiralConfig) -> None:
@@ -262,17 +337,29 @@ class Spiral(Detector):
                 "hops": (np.int32, 0),
                 "echoes": (np.int32, 0),
                 "turns": (np.int32, 0),
+                "repeats": (np.int32, 0),
+                "messages": (np.int64, 0),
+                "spent": (np.int64, 0),
+                "kind": (np.uint64, 0),
+                "usual_tokens": (np.float64, np.inf),
+                "usual_messages": (np.float64, np.inf),
+                "path": (np.uint64, 0, max(PERIODS)),
+                "circling": (np.int32, 0, len(PERIODS)),
                 "contents": (np.uint64, 0, RECENT),
+                "asked": (np.uint64, 0, RECENT),
                 "results": (np.uint64, 0, RECENT),
                 "since": (np.float64, np.nan),
             }
         )
         # One alarm per rule, so that a deep tree does not hide a fan-out.
-        rules = ("fan_out", "burst", "nested", "reproduction", "depth", "ping_pong", "handoffs")
-        self._alarms = {rule: Table(ALARM_FIELDS) for rule in rules}
+        of_starts = ("fan_out", "burst", "nested", "reproduction", "depth")
+        of_talk = ("ping_pong", "handoffs", "circle", "verbatim")
+        self._alarms = {rule: Table(ALARM_FIELDS) for rule in (*of_starts, *of_talk, "amplification")}
         self._growth = Table(FIELDS)
         # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
         self._sizes: dict[int, list[int]] = {}
+        # Kind of task -> tokens and messages of its latest tasks, in steps of `_OCTAVE`.
+        self._tasks: dict[int, tuple[bytes, bytes]] = {}
         self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
@@ -288,34 +375,44 @@ class Spiral(Detector):
             if entity.new[at].any():
                 # Nothing is learned here: when this happens among trees depends on how batches are cut.
                 super().forget(rows[entity.new[at]])
-            self._begin(rows, batch.sender[at])
+            self._begin(rows, batch.sender[at], batch.group[at])
             self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
+            found += self._amplified(batch, at)
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
 
     def forget(self, rows: Ints) -> None:
         """A tree that ends tells how large the trees of the agent that began it become."""
-        known = rows[rows < self._tree.rows]
-        known = known[(self._tree["entry"][known] != UNKNOWN) & (self._tree["runs"][known] > 0)]
-        for entry, runs in zip(self._tree["entry"][known].tolist(), self._tree["runs"][known].tolist(), strict=True):
+        known, tree = rows[rows < self._tree.rows], self._tree
+        sized = known[(tree["entry"][known] != UNKNOWN) & (tree["runs"][known] > 0)]
+        for entry, runs in zip(tree["entry"][sized].tolist(), tree["runs"][sized].tolist(), strict=True):
             self._sizes[entry] = [*self._sizes.pop(entry, []), runs][-TREES:]
-        while len(self._sizes) > AGENTS:
-            del self._sizes[next(iter(self._sizes))]
+        # What was reported is not what tasks usually take.
+        quiet = np.all([alarms["alarm_level"][known] == 0 for alarms in self._alarms.values()], axis=0)
+        usual = known[quiet & (tree["kind"][known] != UNKNOWN)]
+        tokens, messages = _steps(tree["spent"][usual] / 1e3), _steps(tree["messages"][usual])
+        for kind, *latest in zip(tree["kind"][usual].tolist(), tokens.tolist(), messages.tolist(), strict=True):
+            before = self._tasks.pop(kind, (b"", b""))
+            self._tasks[kind] = ((before[0] + bytes(latest[:1]))[-TASKS:], (before[1] + bytes(latest[1:]))[-TASKS:])
+        for memory in (self._sizes, self._tasks):
+            while len(memory) > AGENTS:
+                memory.pop(next(iter(memory)))
         super().forget(rows)
 
     def dump_shared(self) -> bytes:
-        """How large the agents' earlier trees were."""
-        return msgspec.msgpack.encode((self.spec.name, self.spec.version, list(self._sizes.items())))
+        """How large the agents' earlier trees were, and what tasks of each kind took."""
+        memory = (list(self._sizes.items()), list(self._tasks.items()))
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, *memory))
 
     def load_shared(self, page: bytes) -> None:
         """Takes a page of `dump_shared`."""
         if not page:
             return
         try:
-            name, version, sizes = _decode_sizes(page)
+            name, version, sizes, tasks = _decode_shared(page)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError("saved shared state is damaged: it is not a page of a detector") from error
         if (name, version) != (self.spec.name, self.spec.version):
@@ -323,13 +420,23 @@ class Spiral(Detector):
                 f"saved shared state is of {name} version {version}, "
                 f"this is {self.spec.name} version {self.spec.version}"
             )
-        self._sizes = dict(sizes)
+        self._sizes, self._tasks = dict(sizes), dict(tasks)
 
-    def _begin(self, rows: Ints, entry: NDArray[np.uint64]) -> None:
+    def _begin(self, rows: Ints, entry: NDArray[np.uint64], group: NDArray[np.uint64]) -> None:
         """Trees whose first event this is: who began them, and what is usual for it."""
         first = self._tree["entry"][rows] == UNKNOWN
-        rows, entry = rows[first], entry[first]
-        self._tree["entry"][rows] = entry
+        if not first.any():
+            return
+        rows, entry, kind = rows[first], entry[first], _joined(entry[first], group[first])
+        self._tree["entry"][rows], self._tree["kind"][rows] = entry, kind
+        least = np.array((self.config.amplification_tokens, self.config.amplification_messages))
+        for row, task in zip(rows.tolist(), kind.tolist(), strict=True):
+            history = self._tasks.get(task, (b"", b""))
+            if len(history[0]) >= self.config.amplification_tasks:
+                # One large task may have been a spiral: what is usual has happened twice.
+                usual = [2 ** (sorted(steps)[-2] / _OCTAVE) for steps in history]
+                floored = np.maximum(usual, least / self.config.amplification_warning)
+                self._tree["usual_tokens"][row], self._tree["usual_messages"][row] = floored
         for row, agent in zip(rows.tolist(), entry.tolist(), strict=True):
             sizes = sorted(self._sizes.get(agent, ()))
             # One large tree may have been a spiral: what is usual has happened twice.
@@ -454,6 +561,12 @@ class Spiral(Detector):
         turns = np.where(
             sender == tree["receiver"][rows], tree["turns"][rows] + 1, np.where(same_speaker, tree["turns"][rows], 1)
         )
+        # The same words to the same agent again, whoever spoke in between.
+        asked = self._remember("asked", rows, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
+        repeats = tree["repeats"][rows] + asked
+        tree["repeats"][rows] = repeats
+        tree["messages"][rows] += 1
+        period = self._circle(rows, _joined(sender, receiver), turns)
         tree["turns"][rows] = turns
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
@@ -492,11 +605,56 @@ class Spiral(Detector):
             )
         # What two agents alone do is told by the rule above, with their names.
         among_more = np.where(hops >= turns, 0, turns)
+        handoffs, circle = np.where(period == 0, among_more, 0), np.where(period > 0, among_more, 0)
+        verbatim = np.where(turns >= config.verbatim_turns, repeats, 0)
         limits = (config.handoffs_warning, config.handoffs_critical)
-        for k, level in self._speaking("handoffs", rows, among_more, *limits, batch.ts[at]):
-            i, n = int(at[k]), int(turns[k])
-            what = f"has its agents take {n} turns without a new tool result"
-            found.append((i, self._finding(batch, i, "handoffs", level, n, limits[0], "messages", what, {})))
+        words = (config.verbatim_warning, config.verbatim_critical)
+        since = "without a new tool result"
+        says: dict[str, Callable[[int], str]] = {
+            "handoffs": lambda k: f"has its agents take {turns[k]} turns {since}",
+            "circle": lambda k: f"goes round in a circle of {period[k]} messages: {turns[k]} turns {since}",
+            "verbatim": lambda k: (
+                f"has {repeats[k]} messages sent again word for word to the same agent, {turns[k]} turns {since}"
+            ),
+        }
+        for rule, n, (warns, alarms) in (
+            ("handoffs", handoffs, limits),
+            ("circle", circle, limits),
+            ("verbatim", verbatim, words),
+        ):
+            for k, level in self._speaking(rule, rows, n, warns, alarms, batch.ts[at]):
+                i = int(at[k])
+                what = says[rule](k)
+                found.append((i, self._finding(batch, i, rule, level, float(n[k]), warns, "messages", what, {})))
+        return found
+
+    def _circle(self, rows: Ints, hop: NDArray[np.uint64], turns: Ints) -> Ints:
+        """Length of the circle in which all turns were taken, or 0."""
+        path, circling = self._tree["path"][rows], self._tree["circling"][rows]
+        before = path[:, [period - 1 for period in PERIODS]]
+        circling = np.where(before == hop[:, None], circling + 1, 0)
+        self._tree["path"][rows] = np.concatenate([hop[:, None], path[:, :-1]], axis=1)
+        self._tree["circling"][rows] = circling
+        periods = np.array(PERIODS)
+        whole = (circling > 0) & (circling + periods >= turns[:, None])
+        return np.where(whole.any(axis=1), periods[whole.argmax(axis=1)], 0)
+
+    def _amplified(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        """Tasks that took many times what tasks of their kind have taken."""
+        config, tree = self.config, self._tree
+        entity = batch.entities[self.spec.scope]
+        rows, spent = entity.row[at], entity.tokens[at]
+        tree["spent"][rows] = spent
+        by_tokens = spent / 1e3 / tree["usual_tokens"][rows]
+        by_messages = tree["messages"][rows] / tree["usual_messages"][rows]
+        ratio = np.maximum(by_tokens, by_messages)
+        found = []
+        limits = (config.amplification_warning, config.amplification_critical)
+        for k, level in self._speaking("amplification", rows, ratio, *limits, batch.ts[at]):
+            i, n = int(at[k]), float(ratio[k])
+            what = "effective tokens" if by_tokens[k] == n else "messages"
+            says = f"has taken {n:.0f} times the {what} that tasks of its kind take at most"
+            found.append((i, self._finding(batch, i, "amplification", level, n, limits[0], "ratio", says, {})))
         return found
 
     def _results(self, batch: EventBatch, at: Ints) -> None:
@@ -508,6 +666,8 @@ class Spiral(Detector):
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
         self._tree["turns"][fresh] = 0
+        self._tree["repeats"][fresh] = 0
+        self._tree["asked"][fresh] = 0
 
     def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
         """Whether each row knew its value already; moves it to the front of what the row knows."""
@@ -570,3 +730,18 @@ class Spiral(Detector):
                 "cost_usd": round(dollars, 6),
             },
         )
+
+
+def _joined(first: Hashes, *others: Hashes) -> Hashes:
+    """(n,) one hash of several, of which the order matters; never UNKNOWN."""
+    joined = first
+    with np.errstate(over="ignore"):
+        for other in others:
+            joined = (joined ^ (joined >> np.uint64(29))) * _SPREAD + other
+    return joined | np.uint64(1)
+
+
+def _steps(amount: Any) -> Ints:
+    """(n,) amounts on a logarithmic scale, as they are remembered: 0 to 255."""
+    steps: Ints = np.minimum(np.ceil(_OCTAVE * np.log2(np.maximum(amount, 1.0))), 255).astype(np.int64)
+    return steps

@@ -30,7 +30,7 @@ _SYSTEMS = 15
 """Simulated systems per reproduction number."""
 _MOST_STARTS = 800
 """A simulated system ends after so many starts after the change, so that growth ends."""
-_QUIET_SYSTEMS, _QUIET_S = 4, 86400.0
+_QUIET_SYSTEMS, _QUIET_S = 2, 86400.0
 """Systems and seconds without a change."""
 _AGENTS = ("planner", "searcher", "writer", "reviewer", "tester")
 """Who takes part in a simulated system; the first one's run is the root."""
@@ -169,20 +169,20 @@ def _system(root: str, way: str, rng: Random, number: float, change_s: float, en
     starts.sort()
     before = sum(at < change_s for at, _, _ in starts)
     agent_of = {root: _AGENTS[0]}
-    events = []
-    for at, parent, child in starts[: before + _MOST_STARTS]:
-        agent_of[child] = rng.choice([agent for agent in _AGENTS if agent != agent_of[parent]])
+    events: list[Event] = []
+    for at, parent, run in starts[: before + _MOST_STARTS]:
+        agent_of[run] = rng.choice([agent for agent in _AGENTS if agent != agent_of[parent]])
         events.append(
             {
-                "event_id": f"{child}#start",
+                "event_id": f"{run}#start",
                 "ts": round(_START + at, 3),
                 "kind": way,
                 "agent_id": agent_of[parent],
                 "run_id": parent,
                 "root_run_id": root,
-                "to_run_id": child,
-                "to_agent_id": agent_of[child],
-                "args_hash": child,
+                "to_run_id": run,
+                "to_agent_id": agent_of[run],
+                "args_hash": run,
             }
         )
     return events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -41,7 +42,8 @@ def descent(depth: int) -> list[Event]:
     ],
 )
 def test_it_fires_at_the_threshold(rule: str, events: list[Event], warning: int, critical: int) -> None:
-    found = find(Spiral, every(0, events))
+    # Talks of two agents that repeat themselves are told by the rule on words too.
+    found = [finding for finding in find(Spiral, every(0, events)) if finding.rule != "verbatim"]
     assert verdicts(found) == [(rule, "warning", warning - 1), (rule, "critical", critical - 1)]
     assert found[0].score == 0
 
@@ -59,7 +61,7 @@ def test_thresholds_are_settings() -> None:
     ],
 )
 def test_the_graver_of_the_two_message_rules_counts(config: dict[str, int], verdict: tuple[str, str, int]) -> None:
-    found = find(Spiral, every(0, conversation(40, words=2)), **config)
+    found = find(Spiral, every(0, conversation(40, words=2)), verbatim_turns=99, **config)
     assert verdicts(found) == [("ping_pong", "warning", 7), verdict]
 
 
@@ -135,7 +137,7 @@ def handoffs(n: int) -> Iterable[Event]:
         pytest.param(every(1, handoffs(200)), id="handoffs with new results"),
         pytest.param(every(1, [message("ann", "bob", f"{i}") for i in range(100)]), id="one agent talks"),
         pytest.param(
-            every(1, [message("abc"[i % 3], "bca"[i % 3], "next") for i in range(19)]), id="three agents take turns"
+            every(1, [message("abc"[i % 3], "bca"[i % 3], f"{i}") for i in range(19)]), id="three agents take turns"
         ),
         pytest.param(every(1, [message("ann", "", "?") for _ in range(100)]), id="nobody knows to whom"),
         pytest.param(
@@ -165,13 +167,110 @@ def round_table(n: int) -> list[Event]:
 
 
 def test_turns_among_many_agents_count_until_a_tool_brings_something_new() -> None:
-    assert verdicts(find(Spiral, every(1, round_table(40)))) == [
-        ("handoffs", "warning", 19),
-        ("handoffs", "critical", 39),
-    ]
+    # Six agents call on each other: along a path that takes 22 messages to repeat itself.
+    order = "abcdefacebdf" * 4
+    among_six = [message(a, b, f"{i}") for i, (a, b) in enumerate(itertools.pairwise(order)) if a != b]
+    found = find(Spiral, every(1, among_six[:40]))
+    assert verdicts(found) == [("handoffs", "warning", 19), ("handoffs", "critical", 39)]
+    assert found[0].reason == "task task has its agents take 20 turns without a new tool result"
     talk = round_table(45)
     events = [*talk[:15], call("a", "new"), *talk[15:30], call("b", "newer"), *talk[30:]]
     assert find(Spiral, every(1, events)) == []
+
+
+@pytest.mark.parametrize("period", [3, 4, 5])
+def test_agents_that_go_round_in_a_circle_are_told_with_its_length(period: int) -> None:
+    names = "abcde"[:period]
+    talk = [message(names[i % period], names[(i + 1) % period], f"words {i}") for i in range(40)]
+    found = find(Spiral, every(1, talk))
+    assert verdicts(found) == [("circle", "warning", 19), ("circle", "critical", 39)]
+    assert found[0].reason == (
+        f"task task goes round in a circle of {period} messages: 20 turns without a new tool result"
+    )
+    assert find(Spiral, every(1, [*talk[:19], call("x", "new"), *talk[19:38]])) == []
+
+
+def asked_again(turns: int) -> list[Event]:
+    """A planner asks experts; its last instruction but one is word for word the first."""
+    talk = [message("pq"[i % 2], "qp"[i % 2], f"words {i}") for i in range(turns)]
+    talk[-2] = replace(talk[-2], signature="words 0")
+    return talk
+
+
+def test_an_instruction_given_again_word_for_word_in_a_long_talk_is_told() -> None:
+    found = find(Spiral, every(1, asked_again(10)))
+    assert verdicts(found) == [("verbatim", "warning", 9)]
+    assert found[0].reason == (
+        "task task has 1 messages sent again word for word to the same agent, 10 turns without a new tool result"
+    )
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(asked_again(8), id="a short talk"),
+        pytest.param([*asked_again(12)[:5], call("x", "new"), *asked_again(12)[5:]], id="a new result in between"),
+        pytest.param(
+            [
+                message("p", f"expert {i}", "go") if i % 2 else message(f"expert {i - 1}", "p", f"{i}")
+                for i in range(16)
+            ],
+            id="the same words to different agents",
+        ),
+        pytest.param([replace(event, signature="") for event in asked_again(12)], id="unknown words"),
+    ],
+)
+def test_a_repeat_is_quiet(events: list[Event]) -> None:
+    assert find(Spiral, every(1, events)) == []
+
+
+def test_many_times_what_tasks_of_the_kind_take_is_told() -> None:
+    detector = Spiral(SpiralConfig())
+    ended = [used(50_000, root=f"task {i}") for i in range(20)]
+    for event in ended:
+        assert detector.update(batch_of([event])) == []
+        detector.forget(np.array([0]))
+    restored = Spiral(SpiralConfig())
+    restored.load_shared(detector.dump_shared())
+    # A task of this kind takes 0.05 million at most; below a million nothing is said.
+    burns = batch_of(every(1, [used(500_000)] * 9))
+    found = restored.update(burns)
+    assert verdicts(found) == [("amplification", "warning", 1)]
+    assert found == detector.update(burns)
+    assert found[0].reason == (
+        "task task has taken 10 times the effective tokens that tasks of its kind take at most "
+        "(1,000,000 effective tokens, $3.00 so far)"
+    )
+
+
+def test_messages_count_for_amplification_too() -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(20):
+        detector.update(batch_of([message("ann", "bob", "hello")]))
+        detector.forget(np.array([0]))
+    told = [message("ann", f"{i}", f"{i}") for i in range(500)]
+    found = detector.update(batch_of(every(0, told)))
+    assert verdicts(found) == [("amplification", "warning", 99), ("amplification", "critical", 499)]
+
+
+@pytest.mark.parametrize(("tasks", "flagged"), [(19, False), (20, True)])
+def test_amplification_waits_for_twenty_tasks_of_the_kind(tasks: int, flagged: bool) -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(tasks):
+        detector.update(batch_of([used(1000)]))
+        detector.forget(np.array([0]))
+    assert bool(detector.update(batch_of([used(2_000_000)]))) == flagged
+    assert detector.update(batch_of([used(2_000_000, agent="another")])) == []
+
+
+def test_what_was_reported_is_not_learned_as_usual() -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(20):
+        detector.update(batch_of([used(1000)]))
+        detector.forget(np.array([0]))
+    for _ in range(30):
+        assert detector.update(batch_of([used(2_000_000)]))
+        detector.forget(np.array([0]))
 
 
 def test_who_writes_to_several_at_once_takes_one_turn() -> None:
