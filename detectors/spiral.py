@@ -32,6 +32,9 @@ RECENT = 16
 TREES = 8
 """Trees per entry agent whose sizes are remembered."""
 
+SPEAKERS = 16
+"""Agents of a tree whose place in chains of messages is remembered."""
+
 AGENTS = 4096
 """Entry agents whose trees' sizes are remembered, and kinds of tasks."""
 
@@ -84,7 +87,7 @@ class SpiralConfig(DetectorConfig):
         gt=1,
     )
     nested_critical: float = setting(
-        13.0,
+        12.5,
         unit="runs",
         why="Runs started by started runs, within the window: critical.",
         source="critical before the 20th start where every run starts four, as in public incidents",
@@ -157,14 +160,14 @@ class SpiralConfig(DetectorConfig):
     handoffs_warning: int = setting(
         20,
         unit="messages",
-        why="Turns taken among any agents of a tree, no new tool result between: warning.",
+        why="Messages of a chain, each by whom the one before was for, no new tool result between: warning.",
         source="strands: max_handoffs 20",
         ge=2,
     )
     handoffs_critical: int = setting(
         40,
         unit="messages",
-        why="Turns taken among any agents of a tree, no new tool result between: critical.",
+        why="Messages of a chain, each by whom the one before was for, no new tool result between: critical.",
         source="twice the warning",
         ge=2,
     )
@@ -294,7 +297,7 @@ class SpiralConfig(DetectorConfig):
 class Spiral(Detector):
     """One task starts too many agents, too deep, or two of its agents only talk to each other.
 
-    Fires when: within a minute the root of a tree starts 60 (100) runs, or its started runs start 12 (13)
+    Fires when: within a minute the root of a tree starts 60 (100) runs, or its started runs start 12 (12.5)
         themselves; the root starts 20 runs and, 10 s after the first, still more than one a second (critical);
         started runs start more than 0.6 runs each, or messages cause more, with evidence of 14.75 (20) nats;
         the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was
@@ -307,8 +310,8 @@ class Spiral(Detector):
         tasks of a kind have ended (for amplification); producers send no root run and no parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
-        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
-        and messages each; about 770 bytes.
+        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents,
+        messages and agents each; about 950 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -336,7 +339,8 @@ class Spiral(Detector):
                 "receiver": (np.uint64, 0),
                 "hops": (np.int32, 0),
                 "echoes": (np.int32, 0),
-                "turns": (np.int32, 0),
+                "agents": (np.uint64, 0, SPEAKERS),
+                "chain": (np.int32, 0, SPEAKERS),
                 "repeats": (np.int32, 0),
                 "messages": (np.int64, 0),
                 "spent": (np.int64, 0),
@@ -550,24 +554,20 @@ class Spiral(Detector):
         config, tree = self.config, self._tree
         rows, content = batch.entities[self.spec.scope].row[at], batch.signature[at]
         sender, receiver = batch.sender[at], batch.receiver[at]
-        answer = (sender == tree["receiver"][rows]) & (receiver == tree["sender"][rows])
+        last_receiver = tree["receiver"][rows]
+        answer = (sender == last_receiver) & (receiver == tree["sender"][rows])
         same_way = (sender == tree["sender"][rows]) & (receiver == tree["receiver"][rows])
         pair = answer | same_way
         hops = np.where(pair, tree["hops"][rows] + answer, 1)
         said = self._remember("contents", rows, content)
         echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
-        # A turn is taken by whom the last message was for; who writes to several at once takes one turn.
-        same_speaker = sender == tree["sender"][rows]
-        turns = np.where(
-            sender == tree["receiver"][rows], tree["turns"][rows] + 1, np.where(same_speaker, tree["turns"][rows], 1)
-        )
+        turns = self._chain(rows, sender, receiver)
         # The same words to the same agent again, whoever spoke in between.
         asked = self._remember("asked", rows, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
         repeats = tree["repeats"][rows] + asked
         tree["repeats"][rows] = repeats
         tree["messages"][rows] += 1
-        period = self._circle(rows, _joined(sender, receiver), turns)
-        tree["turns"][rows] = turns
+        period = self._circle(rows, _joined(sender, receiver), sender == last_receiver, turns)
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
 
@@ -628,11 +628,29 @@ class Spiral(Detector):
                 found.append((i, self._finding(batch, i, rule, level, float(n[k]), warns, "messages", what, {})))
         return found
 
-    def _circle(self, rows: Ints, hop: NDArray[np.uint64], turns: Ints) -> Ints:
+    def _chain(self, rows: Ints, sender: Hashes, receiver: Hashes) -> Ints:
+        """Turns in the longest chain that ends with each message; each was taken by whom the one before was for.
+
+        Other talks in between do not break a chain, and who writes to several at once takes one turn.
+        """
+        tree = self._tree
+        agents, chain = tree["agents"][rows], tree["chain"][rows]
+        heard = agents == sender[:, None]
+        turns: Ints = np.where(heard, chain, 0).max(axis=1) + 1
+        known = agents == receiver[:, None]
+        longest = np.maximum(np.where(known, chain, 0).max(axis=1), turns)
+        # Who was written to last comes first; who was not for longest is forgotten.
+        place = np.where(known.any(axis=1), known.argmax(axis=1), SPEAKERS - 1)
+        moves = np.arange(SPEAKERS) <= place[:, None]
+        for field, old, first in (("agents", agents, receiver), ("chain", chain, longest)):
+            tree[field][rows] = np.where(moves, np.concatenate([first[:, None], old[:, :-1]], axis=1), old)
+        return turns
+
+    def _circle(self, rows: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
         """Length of the circle in which all turns were taken, or 0."""
         path, circling = self._tree["path"][rows], self._tree["circling"][rows]
         before = path[:, [period - 1 for period in PERIODS]]
-        circling = np.where(before == hop[:, None], circling + 1, 0)
+        circling = np.where((before == hop[:, None]) & passed_on[:, None], circling + 1, 0)
         self._tree["path"][rows] = np.concatenate([hop[:, None], path[:, :-1]], axis=1)
         self._tree["circling"][rows] = circling
         periods = np.array(PERIODS)
@@ -665,7 +683,7 @@ class Spiral(Detector):
         fresh = rows[~self._remember("results", rows, batch.result[at])]
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
-        self._tree["turns"][fresh] = 0
+        self._tree["agents"][fresh] = 0
         self._tree["repeats"][fresh] = 0
         self._tree["asked"][fresh] = 0
 

@@ -26,7 +26,7 @@ _HEALTHY = 0.6
 """Reproduction number before the change."""
 _BEFORE_S, _AFTER_S = 600.0, 300.0
 """Simulated time before and after the change, s."""
-_SYSTEMS = 15
+_SYSTEMS = 30
 """Simulated systems per reproduction number."""
 _MOST_STARTS = 800
 """A simulated system ends after so many starts after the change, so that growth ends."""
@@ -161,28 +161,28 @@ def _system(root: str, way: str, rng: Random, number: float, change_s: float, en
             delay = -_KERNEL_S * math.log1p(-mass)
             at = when + delay
             if at < end_s and rng.random() * most < (number if at >= change_s else _HEALTHY):
-                child = (at, run_id, f"{root}/{known}")
+                start = (at, run_id, f"{root}/{known}")
                 known += 1
-                starts.append(child)
-                begun.append(child)
+                starts.append(start)
+                begun.append(start)
             mass += rng.expovariate(1.0) / most
     starts.sort()
     before = sum(at < change_s for at, _, _ in starts)
     agent_of = {root: _AGENTS[0]}
     events: list[Event] = []
-    for at, parent, run in starts[: before + _MOST_STARTS]:
-        agent_of[run] = rng.choice([agent for agent in _AGENTS if agent != agent_of[parent]])
+    for at, parent, child in starts[: before + _MOST_STARTS]:
+        agent_of[child] = rng.choice([agent for agent in _AGENTS if agent != agent_of[parent]])
         events.append(
             {
-                "event_id": f"{run}#start",
+                "event_id": f"{child}#start",
                 "ts": round(_START + at, 3),
                 "kind": way,
                 "agent_id": agent_of[parent],
                 "run_id": parent,
                 "root_run_id": root,
-                "to_run_id": run,
-                "to_agent_id": agent_of[run],
-                "args_hash": run,
+                "to_run_id": child,
+                "to_agent_id": agent_of[child],
+                "args_hash": child,
             }
         )
     return events
