@@ -24,7 +24,7 @@ from detectors.base import (
 )
 from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
+from detectors.types import UNKNOWN, Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
@@ -374,17 +374,19 @@ class Spiral(Detector):
         is_message = (batch.kind == Kind.MESSAGE) & (batch.receiver != UNKNOWN)
         is_result = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN)
         found: list[tuple[int, Finding]] = []
-        for at in rounds(entity.row):
+        acts = np.flatnonzero(is_message | is_result | batch.spawned | self._matters(entity))
+        for part in rounds(entity.row[acts]):
+            at = acts[part]
             rows = entity.row[at]
             if entity.new[at].any():
                 # Nothing is learned here: when this happens among trees depends on how batches are cut.
                 super().forget(rows[entity.new[at]])
-            self._begin(rows, batch.sender[at], batch.group[at])
-            self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
+            self._begin(batch, at)
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
             found += self._amplified(batch, at)
+        self._tree["spent"][entity.row] = entity.tokens  # of several in a row the last one stays
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
 
@@ -426,13 +428,25 @@ class Spiral(Detector):
             )
         self._sizes, self._tasks = dict(sizes), dict(tasks)
 
-    def _begin(self, rows: Ints, entry: NDArray[np.uint64], group: NDArray[np.uint64]) -> None:
+    def _matters(self, entity: Entity) -> Bools:
+        """(n,) which events change or tell something by when they come: of a tree that begins, all of them."""
+        begins = (self._tree["entry"][entity.row] == UNKNOWN) | entity.new
+        if self._tasks:
+            begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
+        known = np.zeros(self._tree.rows, bool)
+        known[entity.row[begins]] = True
+        return known[entity.row]
+
+    def _begin(self, batch: EventBatch, at: Ints) -> None:
         """Trees whose first event this is: who began them, and what is usual for it."""
+        rows = batch.entities[self.spec.scope].row[at]
         first = self._tree["entry"][rows] == UNKNOWN
         if not first.any():
             return
-        rows, entry, kind = rows[first], entry[first], _joined(entry[first], group[first])
-        self._tree["entry"][rows], self._tree["kind"][rows] = entry, kind
+        rows, at = rows[first], at[first]
+        entry = batch.sender[at]
+        kind = _joined(entry, batch.group[at])
+        self._tree["entry"][rows], self._tree["kind"][rows], self._tree["since"][rows] = entry, kind, batch.ts[at]
         least = np.array((self.config.amplification_tokens, self.config.amplification_messages))
         for row, task in zip(rows.tolist(), kind.tolist(), strict=True):
             history = self._tasks.get(task, (b"", b""))
@@ -659,11 +673,12 @@ class Spiral(Detector):
 
     def _amplified(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         """Tasks that took many times what tasks of their kind have taken."""
+        if not self._tasks:
+            return []
         config, tree = self.config, self._tree
         entity = batch.entities[self.spec.scope]
-        rows, spent = entity.row[at], entity.tokens[at]
-        tree["spent"][rows] = spent
-        by_tokens = spent / 1e3 / tree["usual_tokens"][rows]
+        rows = entity.row[at]
+        by_tokens = entity.tokens[at] / 1e3 / tree["usual_tokens"][rows]
         by_messages = tree["messages"][rows] / tree["usual_messages"][rows]
         ratio = np.maximum(by_tokens, by_messages)
         found = []

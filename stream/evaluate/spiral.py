@@ -26,7 +26,7 @@ _HEALTHY = 0.6
 """Reproduction number before the change."""
 _BEFORE_S, _AFTER_S = 600.0, 300.0
 """Simulated time before and after the change, s."""
-_SYSTEMS = 30
+_SYSTEMS = 60
 """Simulated systems per reproduction number."""
 _MOST_STARTS = 800
 """A simulated system ends after so many starts after the change, so that growth ends."""
