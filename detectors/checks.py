@@ -335,7 +335,7 @@ def _stuck(rng: random.Random) -> Iterator[Event]:
 def _meetings() -> Iterator[Event]:
     """Agents that only talk: three in a circle, and six along a path that is long in coming round."""
     for names in ("abc", "abcdefacebdf"):
-        for i in range(45):
+        for i in range(150):
             speaker, listener = (f"member {names[k % len(names)]}" for k in (i, i + 1))
             like = Event(kind=Kind.MESSAGE, agent=speaker, run=speaker, root=f"meeting of {names}", to=listener)
             if speaker != listener:

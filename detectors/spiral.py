@@ -32,9 +32,6 @@ RECENT = 16
 TREES = 8
 """Trees per entry agent whose sizes are remembered."""
 
-SPEAKERS = 16
-"""Agents of a tree whose place in chains of messages is remembered."""
-
 AGENTS = 4096
 """Entry agents whose trees' sizes are remembered, and kinds of tasks."""
 
@@ -160,14 +157,14 @@ class SpiralConfig(DetectorConfig):
     handoffs_warning: int = setting(
         20,
         unit="messages",
-        why="Messages of a chain, each by whom the one before was for, no new tool result between: warning.",
+        why="Turns taken among any agents of a tree, no new tool result between: warning.",
         source="strands: max_handoffs 20",
         ge=2,
     )
     handoffs_critical: int = setting(
         40,
         unit="messages",
-        why="Messages of a chain, each by whom the one before was for, no new tool result between: critical.",
+        why="Turns taken among any agents of a tree, no new tool result between: critical.",
         source="twice the warning",
         ge=2,
     )
@@ -310,8 +307,8 @@ class Spiral(Detector):
         tasks of a kind have ended (for amplification); producers send no root run and no parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
-        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents,
-        messages and agents each; about 950 bytes.
+        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
+        and messages each; about 770 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -339,8 +336,7 @@ class Spiral(Detector):
                 "receiver": (np.uint64, 0),
                 "hops": (np.int32, 0),
                 "echoes": (np.int32, 0),
-                "agents": (np.uint64, 0, SPEAKERS),
-                "chain": (np.int32, 0, SPEAKERS),
+                "turns": (np.int32, 0),
                 "repeats": (np.int32, 0),
                 "messages": (np.int64, 0),
                 "spent": (np.int64, 0),
@@ -575,7 +571,10 @@ class Spiral(Detector):
         hops = np.where(pair, tree["hops"][rows] + answer, 1)
         said = self._remember("contents", rows, content)
         echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
-        turns = self._chain(rows, sender, receiver)
+        # A turn is taken by whom the last message was for; who writes to several at once takes one turn.
+        again = np.where(sender == tree["sender"][rows], tree["turns"][rows], 1)
+        turns = np.where(sender == last_receiver, tree["turns"][rows] + 1, again)
+        tree["turns"][rows] = turns
         # The same words to the same agent again, whoever spoke in between.
         asked = self._remember("asked", rows, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
         repeats = tree["repeats"][rows] + asked
@@ -642,24 +641,6 @@ class Spiral(Detector):
                 found.append((i, self._finding(batch, i, rule, level, float(n[k]), warns, "messages", what, {})))
         return found
 
-    def _chain(self, rows: Ints, sender: Hashes, receiver: Hashes) -> Ints:
-        """Turns in the longest chain that ends with each message; each was taken by whom the one before was for.
-
-        Other talks in between do not break a chain, and who writes to several at once takes one turn.
-        """
-        tree = self._tree
-        agents, chain = tree["agents"][rows], tree["chain"][rows]
-        heard = agents == sender[:, None]
-        turns: Ints = np.where(heard, chain, 0).max(axis=1) + 1
-        known = agents == receiver[:, None]
-        longest = np.maximum(np.where(known, chain, 0).max(axis=1), turns)
-        # Who was written to last comes first; who was not for longest is forgotten.
-        place = np.where(known.any(axis=1), known.argmax(axis=1), SPEAKERS - 1)
-        moves = np.arange(SPEAKERS) <= place[:, None]
-        for field, old, first in (("agents", agents, receiver), ("chain", chain, longest)):
-            tree[field][rows] = np.where(moves, np.concatenate([first[:, None], old[:, :-1]], axis=1), old)
-        return turns
-
     def _circle(self, rows: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
         """Length of the circle in which all turns were taken, or 0."""
         path, circling = self._tree["path"][rows], self._tree["circling"][rows]
@@ -698,7 +679,7 @@ class Spiral(Detector):
         fresh = rows[~self._remember("results", rows, batch.result[at])]
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
-        self._tree["agents"][fresh] = 0
+        self._tree["turns"][fresh] = 0
         self._tree["repeats"][fresh] = 0
         self._tree["asked"][fresh] = 0
 

@@ -487,40 +487,6 @@ def test_messages_are_counted_as_by_looking_back(talk: list[tuple[str, str, str]
         assert (int(tree["hops"][0]), int(tree["echoes"][0])) == (hops, echoes)
 
 
-@given(Talk)
-def test_turns_are_the_longest_chain_since_the_last_new_result(talk: list[tuple[str, str, str] | str]) -> None:
-    longest: dict[str, int] = {}
-    results: set[str] = set()
-    most = 0
-    for item in talk:
-        if isinstance(item, str):
-            if item and item not in results:
-                longest.clear()
-                results.add(item)
-            continue
-        sender, receiver, _ = item
-        turns = longest.get(sender, 0) + 1
-        longest[receiver] = max(longest.get(receiver, 0), turns)
-        most = max(most, turns)
-    events = [call("x", item) if isinstance(item, str) else message(*item) for item in talk]
-    # The rules on chains fire from the limit on, and with any limit above the longest they are quiet.
-    rules = {"handoffs", "circle"}
-    quiet = find(Spiral, every(1, events), handoffs_warning=most + 2, handoffs_critical=most + 2)
-    assert not rules & {finding.rule for finding in quiet}
-    detector = Spiral(SpiralConfig())
-    detector.update(batch_of(events))
-    if events:
-        assert int(
-            detector.tables["trees"]["chain"][0].max(where=detector.tables["trees"]["agents"][0] > 0, initial=0)
-        ) == max(longest.values(), default=0)
-
-
-def test_talks_side_by_side_do_not_hide_each_other() -> None:
-    pairs = [conversation(40, between=("ann", "bob")), conversation(40, between=("cat", "dan"))]
-    events = [event for both in zip(*pairs, strict=True) for event in both]
-    assert verdicts(find(Spiral, every(1, events))) == [("handoffs", "warning", 38), ("handoffs", "critical", 78)]
-
-
 @given(st.lists(st.integers(1, RECENT + 4), max_size=80))
 @example([*range(1, RECENT + 1), *[RECENT] * 9, 1])
 def test_the_latest_16_results_are_remembered(results: list[int]) -> None:
