@@ -330,6 +330,7 @@ class Spiral(Detector):
                 "burst_round": (np.uint64, 0),
                 "runs": (np.int64, 0),
                 "depth": (np.int64, 0),
+                "base": (np.int64, 0),
                 "entry": (np.uint64, 0),
                 "usual": (np.float64, 0.0),
                 "sender": (np.uint64, 0),
@@ -486,7 +487,9 @@ class Spiral(Detector):
         # Trees at a steady rate become deep and have many nested runs: there, only evidence on R counts.
         steady = np.maximum(own / config.planned, 1.0) ** 2
         nested = np.where(below, nested / steady, 0.0)
-        deep = np.where(started, depth - config.depth_per_doubling * np.log2(np.maximum(own, 1.0)), 0.0)
+        # Where nobody says that an agent was started, it may be a handoff: one that brought new results is work.
+        base = np.where(batch.kind[at] == Kind.SPAWN, 0, tree["base"][rows])
+        deep = np.where(started, depth - base - config.depth_per_doubling * np.log2(np.maximum(own, 1.0)), 0.0)
         rules = (
             ("fan_out", flat, config.spawns_warning, config.spawns_critical, "runs"),
             ("burst", burst, config.burst_runs, config.burst_runs, "runs"),
@@ -681,6 +684,7 @@ class Spiral(Detector):
         self._tree["echoes"][fresh] = 0
         self._tree["turns"][fresh] = 0
         self._tree["repeats"][fresh] = 0
+        self._tree["base"][fresh] = self._tree["depth"][fresh]
         self._tree["asked"][fresh] = 0
 
     def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:

@@ -53,7 +53,7 @@ class Spiral:
         sets: list[Callable[[Contender], Row]] = [partial(_conversations, folder / "who-and-when")]
         sets += [partial(_laid, name, laid) for name, laid in _FAULTS.items()]
         sets += [partial(_changed, way, number) for way in _WAYS for number in (0.9, 1.05, 1.2, 1.5)]
-        sets += [*(partial(_unchanged, way) for way in _WAYS), _healthy]
+        sets += [*(partial(_unchanged, way) for way in _WAYS), _amplified, _healthy]
         rows = []
         for contender in contenders:
             for one in sets:
@@ -226,12 +226,33 @@ def _unchanged(way: str, contender: Contender) -> Row:
     )
 
 
+def _amplified(contender: Contender) -> Row:
+    """A task of sixty times the tokens that its kind takes; what comes before it must be quiet."""
+    outcomes = run(encoded(_days(60)), contender)
+    outcome = outcomes["large task"]
+    told = [finding.ts for finding in outcome.findings]
+    return Row(
+        "spiral",
+        "60 times the usual tokens",
+        contender.name,
+        caught=int(bool(told)),
+        missed=int(not told),
+        false_alarms=sum(bool(other.findings) for name, other in outcomes.items() if name != "large task"),
+        healthy=len(outcomes) - 1,
+        delay_s=[min(told) - outcome.start] if told else [],
+        notes="the large task calls its model every 10 s",
+    )
+
+
 # -------------------------------------------------------------------------------- healthy look-alikes
 
 
 def _healthy(contender: Contender) -> Row:
-    """A map-reduce over 50 workers, a planner with 30 handoffs that make progress, a batch of 500 by night."""
-    cases = {"map-reduce": _map_reduce(), "planner": _planner(), "batch": _batch(6)}
+    """A map-reduce over 50 workers, a planner with 30 handoffs that make progress, a batch of 500 by night.
+
+    And a task of five times the tokens that its kind takes, on the thirtieth day.
+    """
+    cases = {"map-reduce": _map_reduce(), "planner": _planner(), "batch": _batch(6), "large task": _days(5)}
     flagged = {name for name, events in cases.items() if run(encoded(events), contender).get(name, Outcome(0)).findings}
     return Row(
         "spiral",
@@ -270,6 +291,17 @@ def _map_reduce() -> list[Event]:
             | {"kind": "message", "to_agent_id": "planner", "to_run_id": root, "args_hash": f"report {i}"}
         )
     return events
+
+
+def _days(times: int) -> list[Event]:
+    """A task a day of about 150,000 tokens, and on the last day one of so many times that."""
+    rng = Random("days")  # noqa: S311 - made-up data
+    calls = [("large task", 29, 10 * times)] + [(f"day {day}", day, rng.randint(5, 10)) for day in range(29)]
+    return [
+        _event(root, i, _START + 86400 * day + 10 * i, agent_id="clerk", input_tokens=15_000, result_hash=f"{root} {i}")
+        for root, day, n in sorted(calls, key=lambda call: call[1])
+        for i in range(n)
+    ]
 
 
 def _planner() -> list[Event]:

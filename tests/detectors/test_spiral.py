@@ -190,6 +190,16 @@ def test_agents_that_go_round_in_a_circle_are_told_with_its_length(period: int) 
     assert find(Spiral, every(1, [*talk[:19], call("x", "new"), *talk[19:38]])) == []
 
 
+def test_handoffs_in_runs_of_their_own_are_no_descent_while_they_bring_new_results() -> None:
+    hops = [said(f"{level}", spawned=True, depth=level) for level in range(1, 31)]
+    work = [event for i, hop in enumerate(hops) for event in (hop, call(f"{i}", f"found {i}"))]
+    assert find(Spiral, every(3, work)) == []
+    assert {finding.rule for finding in find(Spiral, every(6, hops))} == {"depth"}
+    # Agents that are said to be started are a descent whatever they bring.
+    started = [replace(event, kind=Kind.SPAWN) if event.spawned else event for event in work]
+    assert {finding.rule for finding in find(Spiral, every(3, started))} >= {"depth"}
+
+
 def asked_again(turns: int) -> list[Event]:
     """A planner asks experts; its last instruction but one is word for word the first."""
     talk = [message("pq"[i % 2], "qp"[i % 2], f"words {i}") for i in range(turns)]
