@@ -332,6 +332,16 @@ def _stuck(rng: random.Random) -> Iterator[Event]:
             yield replace(event, tokens=rng.randint(0, 9000) * 1000, cost=rng.randint(0, 10**7))
 
 
+def _meetings() -> Iterator[Event]:
+    """Agents that only talk: three in a circle, and six along a path that is long in coming round."""
+    for names in ("abc", "abcdefacebdf"):
+        for i in range(150):
+            speaker, listener = (f"member {names[k % len(names)]}" for k in (i, i + 1))
+            like = Event(kind=Kind.MESSAGE, agent=speaker, run=speaker, root=f"meeting of {names}", to=listener)
+            if speaker != listener:
+                yield replace(like, ts=START + 20 * i, signature=f"{names} {i}", tokens=300_000, cost=10**6)
+
+
 _PHASES = (
     _work,
     _same_call,
@@ -382,6 +392,7 @@ def mixed(seed: int, *, late: float = 0.05, history: int = 60) -> list[Event]:
                 at += gap
                 events.append(replace(event, ts=at))
     events += _stuck(random.Random(seed))  # noqa: S311 - made-up data
+    events += _meetings()
     arrival = [event.ts + (rng.uniform(0, LATE_S) if rng.random() < late else 0.0) for event in events]
     return [events[i] for i in sorted(range(len(events)), key=arrival.__getitem__)]
 

@@ -24,7 +24,7 @@ from detectors.base import (
 )
 from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, EventBatch, Finding, Ints, Kind, Scope, beyond
+from detectors.types import UNKNOWN, Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
@@ -33,9 +33,23 @@ TREES = 8
 """Trees per entry agent whose sizes are remembered."""
 
 AGENTS = 4096
-"""Entry agents whose trees' sizes are remembered."""
+"""Entry agents whose trees' sizes are remembered, and kinds of tasks."""
 
-_decode_sizes = msgspec.msgpack.Decoder(tuple[str, int, list[tuple[int, list[int]]]]).decode
+TASKS = 64
+"""Finished tasks per kind whose tokens and messages are remembered."""
+
+PERIODS = (3, 4, 5)
+"""Lengths of circles among agents; two agents alone are the rule on pairs."""
+
+_OCTAVE = 6
+"""Steps per doubling on which tokens and messages of finished tasks are remembered: 12 % each."""
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio (Knuth, TAOCP 6.4): tells the parts of a joined hash apart."""
+
+_decode_shared = msgspec.msgpack.Decoder(
+    tuple[str, int, list[tuple[int, list[int]]], list[tuple[int, tuple[bytes, bytes]]]]
+).decode
 
 
 class SpiralConfig(DetectorConfig):
@@ -51,30 +65,44 @@ class SpiralConfig(DetectorConfig):
     spawns_warning: float = setting(
         60.0,
         unit="runs",
-        why="Runs started in one tree within the window: warning.",
+        why="Runs started by the root of a tree within the window: warning.",
         source="a map-reduce over 50 workers is healthy; hermes-agent caps sub-agents at 50",
         gt=1,
     )
     spawns_critical: float = setting(
         100.0,
         unit="runs",
-        why="Runs started in one tree within the window: critical.",
+        why="Runs started by the root of a tree within the window: critical.",
         source="half of the public incident's 188 agents in a minute",
         gt=1,
     )
     nested_warning: float = setting(
-        6.0,
+        12.0,
         unit="runs",
         why="Runs started by runs that were themselves started, within the window: warning.",
-        source="who starts agents is a planner; started agents that start agents are how spirals grow",
+        source="simulated: one in 70 trees that begin with healthy reproduction 0.6 reaches it, and none later",
         gt=1,
     )
     nested_critical: float = setting(
-        12.0,
+        12.5,
         unit="runs",
         why="Runs started by started runs, within the window: critical.",
-        source="twice the warning: critical at the 16th start where every run starts four",
+        source="critical before the 20th start where every run starts four, as in public incidents",
         gt=1,
+    )
+    planned: float = setting(
+        4.0,
+        unit="runs",
+        why="The limits on started runs that start others grow with the square of the root's own starts over this.",
+        source="at reproduction 0.6 the root's starts and theirs grow alike; a spiral needs few of the root's",
+        gt=0,
+    )
+    memory_s: float = setting(
+        600.0,
+        unit="s",
+        why="How long the root's own starts count for the limits on depth and on runs that start others.",
+        source="ten windows: a tree at a steady rate has so many that only the reproduction number counts",
+        gt=0,
     )
     burst_runs: int = setting(
         20,
@@ -154,6 +182,13 @@ class SpiralConfig(DetectorConfig):
         source="one above the usual hop limit of 7",
         ge=1,
     )
+    depth_per_doubling: float = setting(
+        4.0,
+        unit="levels",
+        why="Levels a tree may be deeper each time its root's own starts double.",
+        source="simulated at reproduction 0.6, where a chance of one more level is 0.6: 2 would be the average",
+        ge=0,
+    )
     hops_warning: int = setting(
         20,
         unit="messages",
@@ -182,6 +217,63 @@ class SpiralConfig(DetectorConfig):
         source="twice the warning",
         ge=2,
     )
+    verbatim_warning: int = setting(
+        1,
+        unit="messages",
+        why="Messages that an agent sent to the same agent before, word for word, no new tool result since: warning.",
+        source="on conversations labelled by their orchestrator one such repeat is never healthy",
+        ge=1,
+    )
+    verbatim_critical: int = setting(
+        4,
+        unit="messages",
+        why="Messages sent to the same agent before, word for word, no new tool result since: critical.",
+        source="assumed: four times the warning",
+        ge=1,
+    )
+    verbatim_turns: int = setting(
+        10,
+        unit="messages",
+        why="Turns without a new tool result after which word for word repeats count.",
+        source="half of the limit on turns: short talks repeat their formulas",
+        ge=1,
+    )
+    amplification_warning: float = setting(
+        10.0,
+        unit="ratio",
+        why="Tokens or messages of a task over the most that tasks of its kind have taken twice: warning.",
+        source="public spirals took 50 to 500 times the usual; 3 times happens to one window in ten of real clients",
+        gt=1,
+    )
+    amplification_critical: float = setting(
+        50.0,
+        unit="ratio",
+        why="Tokens or messages of a task over the most that tasks of its kind have taken twice: critical.",
+        source="the least of the public spirals",
+        gt=1,
+    )
+    amplification_tokens: float = setting(
+        1e6,
+        unit="effective tokens",
+        why="Fewer tokens than these are no amplification.",
+        source="assumed: about $3",
+        gt=0,
+    )
+    amplification_messages: int = setting(
+        100,
+        unit="messages",
+        why="Fewer messages than these are no amplification.",
+        source="assumed: five times the limit on turns",
+        gt=0,
+    )
+    amplification_tasks: int = setting(
+        20,
+        unit="tasks",
+        why="Finished tasks of a kind before anything is said about its next ones.",
+        source="assumed: of 20 the second largest lies near the 0.95 quantile",
+        ge=2,
+        le=TASKS,
+    )
     repeat_s: float = setting(
         60.0,
         unit="s",
@@ -202,21 +294,25 @@ class SpiralConfig(DetectorConfig):
 class Spiral(Detector):
     """One task starts too many agents, too deep, or two of its agents only talk to each other.
 
-    Fires when: within a minute a tree starts 60 (100) runs, or its started runs start 6 (12) runs
-        themselves; 20 runs were started and, 10 s after the first, still more than one a second (critical);
-        started runs start more than 0.6 runs each, with evidence of 14.75 (20) nats; the tree is 5 (8)
-        levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was said, or any
-        agents take 20 (40) turns, without a new tool result in between. In brackets: critical.
+    Fires when: within a minute the root of a tree starts 60 (100) runs, or its started runs start 12 (12.5)
+        themselves; the root starts 20 runs and, 10 s after the first, still more than one a second (critical);
+        started runs start more than 0.6 runs each, or messages cause more, with evidence of 14.75 (20) nats;
+        the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was
+        said, or any agents take 20 (40) turns, or 1 (4) of 10 turns repeat a message word for word, without a
+        new tool result in between; a task takes 10 (50) times the tokens or messages that its kind takes at
+        most. In brackets: critical.
     Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
-        the same agent have twice been about as large (for runs started directly); handoffs bring new tool
-        results; producers send no root run and no parents (then there is no tree to see).
+        the same agent have twice been about as large (for runs started directly); the root starts so many
+        that depth and nested runs are to be expected at 0.6; handoffs bring new tool results; fewer than 20
+        tasks of a kind have ended (for amplification); producers send no root run and no parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
-    State: per root run, decayed spawn counts, the burst, the evidence on reproduction, the depth, the
-        current pair with its message counts, and 16 remembered results and 16 contents; about 530 bytes.
+    State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
+        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
+        and messages each; about 770 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
-    spec: ClassVar[Spec] = Spec("spiral", version=2, scope=Scope.ROOT)
+    spec: ClassVar[Spec] = Spec("spiral", version=3, scope=Scope.ROOT)
     Config: ClassVar[type[DetectorConfig]] = SpiralConfig
 
     def __init__(self, config: SpiralConfig) -> None:
@@ -226,6 +322,7 @@ class Spiral(Detector):
                 "ts": (np.float64, -np.inf),
                 "spawns": (np.float64, 0.0),
                 "nested": (np.float64, 0.0),
+                "own": (np.float64, 0.0),
                 "fast": (np.float64, 0.0),
                 "burst_last": (np.float64, -np.inf),
                 "burst_since": (np.float64, -np.inf),
@@ -233,6 +330,7 @@ class Spiral(Detector):
                 "burst_round": (np.uint64, 0),
                 "runs": (np.int64, 0),
                 "depth": (np.int64, 0),
+                "base": (np.int64, 0),
                 "entry": (np.uint64, 0),
                 "usual": (np.float64, 0.0),
                 "sender": (np.uint64, 0),
@@ -240,17 +338,29 @@ class Spiral(Detector):
                 "hops": (np.int32, 0),
                 "echoes": (np.int32, 0),
                 "turns": (np.int32, 0),
+                "repeats": (np.int32, 0),
+                "messages": (np.int64, 0),
+                "spent": (np.int64, 0),
+                "kind": (np.uint64, 0),
+                "usual_tokens": (np.float64, np.inf),
+                "usual_messages": (np.float64, np.inf),
+                "path": (np.uint64, 0, max(PERIODS)),
+                "circling": (np.int32, 0, len(PERIODS)),
                 "contents": (np.uint64, 0, RECENT),
+                "asked": (np.uint64, 0, RECENT),
                 "results": (np.uint64, 0, RECENT),
                 "since": (np.float64, np.nan),
             }
         )
         # One alarm per rule, so that a deep tree does not hide a fan-out.
-        rules = ("fan_out", "burst", "nested", "reproduction", "depth", "ping_pong", "handoffs")
-        self._alarms = {rule: Table(ALARM_FIELDS) for rule in rules}
+        of_starts = ("fan_out", "burst", "nested", "reproduction", "depth")
+        of_talk = ("ping_pong", "handoffs", "circle", "verbatim")
+        self._alarms = {rule: Table(ALARM_FIELDS) for rule in (*of_starts, *of_talk, "amplification")}
         self._growth = Table(FIELDS)
         # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
         self._sizes: dict[int, list[int]] = {}
+        # Kind of task -> tokens and messages of its latest tasks, in steps of `_OCTAVE`.
+        self._tasks: dict[int, tuple[bytes, bytes]] = {}
         self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
@@ -261,39 +371,51 @@ class Spiral(Detector):
         is_message = (batch.kind == Kind.MESSAGE) & (batch.receiver != UNKNOWN)
         is_result = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN)
         found: list[tuple[int, Finding]] = []
-        for at in rounds(entity.row):
+        acts = np.flatnonzero(is_message | is_result | batch.spawned | self._matters(entity))
+        for part in rounds(entity.row[acts]):
+            at = acts[part]
             rows = entity.row[at]
             if entity.new[at].any():
                 # Nothing is learned here: when this happens among trees depends on how batches are cut.
                 super().forget(rows[entity.new[at]])
-            self._begin(rows, batch.sender[at])
-            self._tree["since"][rows] = np.fmin(self._tree["since"][rows], batch.ts[at])
+            self._begin(batch, at)
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
+            found += self._amplified(batch, at)
+        self._tree["spent"][entity.row] = entity.tokens  # of several in a row the last one stays
         found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found]
 
     def forget(self, rows: Ints) -> None:
         """A tree that ends tells how large the trees of the agent that began it become."""
-        known = rows[rows < self._tree.rows]
-        known = known[(self._tree["entry"][known] != UNKNOWN) & (self._tree["runs"][known] > 0)]
-        for entry, runs in zip(self._tree["entry"][known].tolist(), self._tree["runs"][known].tolist(), strict=True):
+        known, tree = rows[rows < self._tree.rows], self._tree
+        sized = known[(tree["entry"][known] != UNKNOWN) & (tree["runs"][known] > 0)]
+        for entry, runs in zip(tree["entry"][sized].tolist(), tree["runs"][sized].tolist(), strict=True):
             self._sizes[entry] = [*self._sizes.pop(entry, []), runs][-TREES:]
-        while len(self._sizes) > AGENTS:
-            del self._sizes[next(iter(self._sizes))]
+        # What was reported is not what tasks usually take.
+        quiet = np.all([alarms["alarm_level"][known] == 0 for alarms in self._alarms.values()], axis=0)
+        usual = known[quiet & (tree["kind"][known] != UNKNOWN)]
+        tokens, messages = _steps(tree["spent"][usual] / 1e3), _steps(tree["messages"][usual])
+        for kind, *latest in zip(tree["kind"][usual].tolist(), tokens.tolist(), messages.tolist(), strict=True):
+            before = self._tasks.pop(kind, (b"", b""))
+            self._tasks[kind] = ((before[0] + bytes(latest[:1]))[-TASKS:], (before[1] + bytes(latest[1:]))[-TASKS:])
+        for memory in (self._sizes, self._tasks):
+            while len(memory) > AGENTS:
+                memory.pop(next(iter(memory)))
         super().forget(rows)
 
     def dump_shared(self) -> bytes:
-        """How large the agents' earlier trees were."""
-        return msgspec.msgpack.encode((self.spec.name, self.spec.version, list(self._sizes.items())))
+        """How large the agents' earlier trees were, and what tasks of each kind took."""
+        memory = (list(self._sizes.items()), list(self._tasks.items()))
+        return msgspec.msgpack.encode((self.spec.name, self.spec.version, *memory))
 
     def load_shared(self, page: bytes) -> None:
         """Takes a page of `dump_shared`."""
         if not page:
             return
         try:
-            name, version, sizes = _decode_sizes(page)
+            name, version, sizes, tasks = _decode_shared(page)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError("saved shared state is damaged: it is not a page of a detector") from error
         if (name, version) != (self.spec.name, self.spec.version):
@@ -301,13 +423,35 @@ class Spiral(Detector):
                 f"saved shared state is of {name} version {version}, "
                 f"this is {self.spec.name} version {self.spec.version}"
             )
-        self._sizes = dict(sizes)
+        self._sizes, self._tasks = dict(sizes), dict(tasks)
 
-    def _begin(self, rows: Ints, entry: NDArray[np.uint64]) -> None:
+    def _matters(self, entity: Entity) -> Bools:
+        """(n,) which events change or tell something by when they come: of a tree that begins, all of them."""
+        begins = (self._tree["entry"][entity.row] == UNKNOWN) | entity.new
+        if self._tasks:
+            begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
+        known = np.zeros(self._tree.rows, bool)
+        known[entity.row[begins]] = True
+        return known[entity.row]
+
+    def _begin(self, batch: EventBatch, at: Ints) -> None:
         """Trees whose first event this is: who began them, and what is usual for it."""
+        rows = batch.entities[self.spec.scope].row[at]
         first = self._tree["entry"][rows] == UNKNOWN
-        rows, entry = rows[first], entry[first]
-        self._tree["entry"][rows] = entry
+        if not first.any():
+            return
+        rows, at = rows[first], at[first]
+        entry = batch.sender[at]
+        kind = _joined(entry, batch.group[at])
+        self._tree["entry"][rows], self._tree["kind"][rows], self._tree["since"][rows] = entry, kind, batch.ts[at]
+        least = np.array((self.config.amplification_tokens, self.config.amplification_messages))
+        for row, task in zip(rows.tolist(), kind.tolist(), strict=True):
+            history = self._tasks.get(task, (b"", b""))
+            if len(history[0]) >= self.config.amplification_tasks:
+                # One large task may have been a spiral: what is usual has happened twice.
+                usual = [2 ** (sorted(steps)[-2] / _OCTAVE) for steps in history]
+                floored = np.maximum(usual, least / self.config.amplification_warning)
+                self._tree["usual_tokens"][row], self._tree["usual_messages"][row] = floored
         for row, agent in zip(rows.tolist(), entry.tolist(), strict=True):
             sizes = sorted(self._sizes.get(agent, ()))
             # One large tree may have been a spiral: what is usual has happened twice.
@@ -318,41 +462,50 @@ class Spiral(Detector):
             return []
         config, tree = self.config, self._tree
         rows, ts, depth = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.depth[at]
-        last = tree["ts"][rows]
-        fade = np.exp(-np.abs(ts - last) / config.window_s)  # 0 for the first spawn of a tree
-        late = ts < last
-        kept, added = np.where(late, 1.0, fade), np.where(late, fade, 1.0)
-        spawns = tree["spawns"][rows] * kept + added
-        nested = tree["nested"][rows] * kept + added * (depth >= 2)
-        deepest = np.maximum(tree["depth"][rows], depth)
-        tree["ts"][rows], tree["spawns"][rows], tree["nested"][rows] = np.maximum(ts, last), spawns, nested
-        tree["depth"][rows] = deepest
-        tree["runs"][rows] += 1
-
-        burst = self._burst(batch, at, late)
-        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
-        unusual = tree["runs"][rows] > config.usual_factor * tree["usual"][rows]
-        burst = np.where(unusual, burst, 0)
-        flat = np.where(unusual, spawns, 0.0)
         evidence, each = advance(
             self._growth, rows, ts, depth >= 2, healthy=config.healthy_reproduction, kernel_s=config.kernel_s
         )
         # A started run that starts many, none of which start any, is a planner one level down.
         evidence = np.where(depth >= 3, evidence, 0.0)
+        # A message that sets a run of its receiver going counts for reproduction; it starts no agent.
+        started = batch.kind[at] != Kind.MESSAGE
+        last = tree["ts"][rows]
+        late = ts < last
+        direct, below = started & (depth <= 1), started & (depth >= 2)
+        tree["ts"][rows] = np.maximum(ts, last)
+        spawns = self._faded("spawns", rows, np.abs(ts - last) / config.window_s, late, direct)
+        nested = self._faded("nested", rows, np.abs(ts - last) / config.window_s, late, below)
+        own = self._faded("own", rows, np.abs(ts - last) / config.memory_s, late, direct)
+        tree["depth"][rows] = np.maximum(tree["depth"][rows], depth)
+        tree["runs"][rows] += 1
+
+        burst = self._burst(batch, at, direct)
+        # Only starts by one planner are excused by history: a recursion is none the better for having been seen.
+        unusual = direct & (tree["runs"][rows] > config.usual_factor * tree["usual"][rows])
+        burst = np.where(unusual, burst, 0)
+        flat = np.where(unusual, spawns, 0.0)
+        # Trees at a steady rate become deep and have many nested runs: there, only evidence on R counts.
+        steady = np.maximum(own / config.planned, 1.0) ** 2
+        nested = np.where(below, nested / steady, 0.0)
+        # Where nobody says that an agent was started, it may be a handoff: one that brought new results is work.
+        base = np.where(batch.kind[at] == Kind.SPAWN, 0, tree["base"][rows])
+        deep = np.where(started, depth - base - config.depth_per_doubling * np.log2(np.maximum(own, 1.0)), 0.0)
         rules = (
             ("fan_out", flat, config.spawns_warning, config.spawns_critical, "runs"),
             ("burst", burst, config.burst_runs, config.burst_runs, "runs"),
             ("nested", nested, config.nested_warning, config.nested_critical, "runs"),
             ("reproduction", evidence, config.evidence_warning, config.evidence_critical, "nats"),
-            ("depth", depth, config.depth_warning, config.depth_critical, "levels"),
+            ("depth", deep, config.depth_warning, config.depth_critical, "levels"),
         )
         window = f"within {config.window_s:.0f} s"
         says: dict[str, Callable[[float, int], str]] = {
             "fan_out": lambda n, _: f"has started about {n:.0f} runs {window}",
             "burst": lambda n, _: f"keeps starting runs: {n:.0f} without a pause, for more than {config.burst_s:.0f} s",
-            "nested": lambda n, _: f"has runs that start runs: about {n:.0f} more {window}",
-            "reproduction": lambda _, k: f"feeds itself: each started run starts {each[k]:.1f} more",
-            "depth": lambda n, _: f"is {n:.0f} levels deep",
+            "nested": lambda _, k: f"has runs that start runs: about {tree['nested'][rows[k]]:.0f} more {window}",
+            "reproduction": lambda _, k: (
+                f"feeds itself: each {'started run starts' if started[k] else 'message causes'} {each[k]:.1f} more"
+            ),
+            "depth": lambda _, k: f"is {depth[k]:.0f} levels deep",
         }
         found = []
         for rule, count, warning, critical, unit in rules:
@@ -375,16 +528,27 @@ class Spiral(Detector):
                 )
         return found
 
-    def _burst(self, batch: EventBatch, at: Ints, late: NDArray[Any]) -> Ints:
+    def _faded(self, field: str, rows: Ints, age: Floats, late: Bools, count: Bools) -> Floats:
+        """A decayed count with one more event, `age` time constants from the newest one."""
+        # The fade is 0 for the first event of a tree: it lies infinitely far from none.
+        fade = np.exp(-age)
+        value: Floats = self._tree[field][rows] * np.where(late, 1.0, fade) + np.where(late, fade, 1.0) * count
+        self._tree[field][rows] = value
+        return value
+
+    def _burst(self, batch: EventBatch, at: Ints, direct: Bools) -> Ints:
         """Runs of the burst where it outlasts a planned one, else 0.
 
         What one model answer asks for is one decision, of which the fan-out thresholds judge the size. A burst
         is another matter once it goes on after a plan would have been carried out.
         """
         config, tree = self.config, self._tree
+        bursts = np.zeros(len(at), np.int64)
+        chosen = np.flatnonzero(direct)
+        at = at[chosen]
         rows, ts, decided = batch.entities[self.spec.scope].row[at], batch.ts[at], batch.round[at]
-        # `ts` of the table is the newest start by now; the burst's own columns tell the one before.
         last = tree["burst_last"][rows]
+        late = ts < last
         begins = ~late & (ts - last > config.burst_s)
         since = np.where(begins, ts, tree["burst_since"][rows])
         count = np.where(begins, 1, tree["burst"][rows] + 1)
@@ -394,7 +558,8 @@ class Spiral(Detector):
         tree["burst"][rows], tree["burst_round"][rows], tree["fast"][rows] = count, first_round, fast
         planned = (decided != UNKNOWN) & (decided == first_round)
         lasting = ~late & ~planned & (ts - since >= config.burst_s) & (fast >= config.burst_runs / 2)
-        return np.where(lasting, count, 0)
+        bursts[chosen] = np.where(lasting, count, 0)
+        return bursts
 
     def _messages(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):
@@ -402,18 +567,23 @@ class Spiral(Detector):
         config, tree = self.config, self._tree
         rows, content = batch.entities[self.spec.scope].row[at], batch.signature[at]
         sender, receiver = batch.sender[at], batch.receiver[at]
-        answer = (sender == tree["receiver"][rows]) & (receiver == tree["sender"][rows])
+        last_receiver = tree["receiver"][rows]
+        answer = (sender == last_receiver) & (receiver == tree["sender"][rows])
         same_way = (sender == tree["sender"][rows]) & (receiver == tree["receiver"][rows])
         pair = answer | same_way
         hops = np.where(pair, tree["hops"][rows] + answer, 1)
         said = self._remember("contents", rows, content)
         echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
         # A turn is taken by whom the last message was for; who writes to several at once takes one turn.
-        same_speaker = sender == tree["sender"][rows]
-        turns = np.where(
-            sender == tree["receiver"][rows], tree["turns"][rows] + 1, np.where(same_speaker, tree["turns"][rows], 1)
-        )
+        again = np.where(sender == tree["sender"][rows], tree["turns"][rows], 1)
+        turns = np.where(sender == last_receiver, tree["turns"][rows] + 1, again)
         tree["turns"][rows] = turns
+        # The same words to the same agent again, whoever spoke in between.
+        asked = self._remember("asked", rows, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
+        repeats = tree["repeats"][rows] + asked
+        tree["repeats"][rows] = repeats
+        tree["messages"][rows] += 1
+        period = self._circle(rows, _joined(sender, receiver), sender == last_receiver, turns)
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
 
@@ -451,11 +621,57 @@ class Spiral(Detector):
             )
         # What two agents alone do is told by the rule above, with their names.
         among_more = np.where(hops >= turns, 0, turns)
+        handoffs, circle = np.where(period == 0, among_more, 0), np.where(period > 0, among_more, 0)
+        verbatim = np.where(turns >= config.verbatim_turns, repeats, 0)
         limits = (config.handoffs_warning, config.handoffs_critical)
-        for k, level in self._speaking("handoffs", rows, among_more, *limits, batch.ts[at]):
-            i, n = int(at[k]), int(turns[k])
-            what = f"has its agents take {n} turns without a new tool result"
-            found.append((i, self._finding(batch, i, "handoffs", level, n, limits[0], "messages", what, {})))
+        words = (config.verbatim_warning, config.verbatim_critical)
+        since = "without a new tool result"
+        says: dict[str, Callable[[int], str]] = {
+            "handoffs": lambda k: f"has its agents take {turns[k]} turns {since}",
+            "circle": lambda k: f"goes round in a circle of {period[k]} messages: {turns[k]} turns {since}",
+            "verbatim": lambda k: (
+                f"has {repeats[k]} messages sent again word for word to the same agent, {turns[k]} turns {since}"
+            ),
+        }
+        for rule, n, (warns, alarms) in (
+            ("handoffs", handoffs, limits),
+            ("circle", circle, limits),
+            ("verbatim", verbatim, words),
+        ):
+            for k, level in self._speaking(rule, rows, n, warns, alarms, batch.ts[at]):
+                i = int(at[k])
+                what = says[rule](k)
+                found.append((i, self._finding(batch, i, rule, level, float(n[k]), warns, "messages", what, {})))
+        return found
+
+    def _circle(self, rows: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
+        """Length of the circle in which all turns were taken, or 0."""
+        path, circling = self._tree["path"][rows], self._tree["circling"][rows]
+        before = path[:, [period - 1 for period in PERIODS]]
+        circling = np.where((before == hop[:, None]) & passed_on[:, None], circling + 1, 0)
+        self._tree["path"][rows] = np.concatenate([hop[:, None], path[:, :-1]], axis=1)
+        self._tree["circling"][rows] = circling
+        periods = np.array(PERIODS)
+        whole = (circling > 0) & (circling + periods >= turns[:, None])
+        return np.where(whole.any(axis=1), periods[whole.argmax(axis=1)], 0)
+
+    def _amplified(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        """Tasks that took many times what tasks of their kind have taken."""
+        if not self._tasks:
+            return []
+        config, tree = self.config, self._tree
+        entity = batch.entities[self.spec.scope]
+        rows = entity.row[at]
+        by_tokens = entity.tokens[at] / 1e3 / tree["usual_tokens"][rows]
+        by_messages = tree["messages"][rows] / tree["usual_messages"][rows]
+        ratio = np.maximum(by_tokens, by_messages)
+        found = []
+        limits = (config.amplification_warning, config.amplification_critical)
+        for k, level in self._speaking("amplification", rows, ratio, *limits, batch.ts[at]):
+            i, n = int(at[k]), float(ratio[k])
+            what = "effective tokens" if by_tokens[k] == n else "messages"
+            says = f"has taken {n:.0f} times the {what} that tasks of its kind take at most"
+            found.append((i, self._finding(batch, i, "amplification", level, n, limits[0], "ratio", says, {})))
         return found
 
     def _results(self, batch: EventBatch, at: Ints) -> None:
@@ -467,6 +683,9 @@ class Spiral(Detector):
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
         self._tree["turns"][fresh] = 0
+        self._tree["repeats"][fresh] = 0
+        self._tree["base"][fresh] = self._tree["depth"][fresh]
+        self._tree["asked"][fresh] = 0
 
     def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
         """Whether each row knew its value already; moves it to the front of what the row knows."""
@@ -529,3 +748,18 @@ class Spiral(Detector):
                 "cost_usd": round(dollars, 6),
             },
         )
+
+
+def _joined(first: Hashes, *others: Hashes) -> Hashes:
+    """(n,) one hash of several, of which the order matters; never UNKNOWN."""
+    joined = first
+    with np.errstate(over="ignore"):
+        for other in others:
+            joined = (joined ^ (joined >> np.uint64(29))) * _SPREAD + other
+    return joined | np.uint64(1)
+
+
+def _steps(amount: Any) -> Ints:
+    """(n,) amounts on a logarithmic scale, as they are remembered: 0 to 255."""
+    steps: Ints = np.minimum(np.ceil(_OCTAVE * np.log2(np.maximum(amount, 1.0))), 255).astype(np.int64)
+    return steps

@@ -36,6 +36,12 @@ _STEADY = 5
 _RUNS_KEPT = 1000
 """Runs remembered per tree; of larger trees the older half is forgotten."""
 
+_REACHES = (Kind.SPAWN, Kind.MESSAGE)
+"""Kinds of events that set the run in `to_run_id` going."""
+
+_HANDED_ON = 3
+"""Depth at which runs that messages set going stop counting as deeper: enough to tell children of children."""
+
 _AHEAD_S = 60.0
 """How far ahead of the log an event's time may move the clock, s: no event happens after it was logged."""
 
@@ -337,7 +343,7 @@ class _Trees:
         """(n,) whether each event brings a run into its tree, and (n,) the depth of that run, or of its own."""
         n = len(columns)
         spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
-        texts, spawn = columns.texts, columns.numbers["kind"] == Kind.SPAWN
+        texts, kind = columns.texts, columns.numbers["kind"]
         events = zip(
             roots.row.tolist(),
             roots.new.tolist(),
@@ -345,10 +351,10 @@ class _Trees:
             texts["run_id"],
             texts["parent_run_id"],
             texts["to_run_id"],
-            spawn.tolist(),
+            kind.tolist(),
             strict=True,
         )
-        for i, (row, new, root, run, parent, child, spawns) in enumerate(events):
+        for i, (row, new, root, run, parent, child, what) in enumerate(events):
             if new:
                 self._depths[row] = {root: 0}
             tree = self._depths[row]
@@ -359,9 +365,10 @@ class _Trees:
                 own = tree[run] = tree.get(parent, 0) + 1
                 spawned[i] = bool(parent)
             depth[i] = own
-            if spawns and child and child not in tree:
-                tree[child] = own + 1
-                spawned[i], depth[i] = True, own + 1
+            if child and what in _REACHES and child not in tree:
+                # Who is written to is set going, but handing on is no descent: it ends at the third level.
+                tree[child] = depth[i] = own + 1 if what == Kind.SPAWN else max(own, min(own + 1, _HANDED_ON))
+                spawned[i] = True
             if len(tree) > _RUNS_KEPT:
                 self._depths[row] = {root: 0} | dict(islice(tree.items(), len(tree) // 2, None))
         return spawned, depth

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,12 +26,16 @@ _HEALTHY = 0.6
 """Reproduction number before the change."""
 _BEFORE_S, _AFTER_S = 600.0, 300.0
 """Simulated time before and after the change, s."""
-_TREES = 15
-"""Simulated trees per reproduction number."""
+_SYSTEMS = 60
+"""Simulated systems per reproduction number."""
 _MOST_STARTS = 800
-"""A simulated tree ends after so many starts, so that growth ends."""
-_QUIET_TREES, _QUIET_S = 24, 3600.0
-"""Trees and seconds without a change: one day of a system in all."""
+"""A simulated system ends after so many starts after the change, so that growth ends."""
+_QUIET_SYSTEMS, _QUIET_S = 2, 86400.0
+"""Systems and seconds without a change."""
+_AGENTS = ("planner", "searcher", "writer", "reviewer", "tester")
+"""Who takes part in a simulated system; the first one's run is the root."""
+_WAYS = ("spawn", "message")
+"""How one run sets another going: it starts an agent, or it writes to one whose turn is a run of its own."""
 
 
 @register
@@ -47,8 +52,8 @@ class Spiral:
         """Every contender over every set."""
         sets: list[Callable[[Contender], Row]] = [partial(_conversations, folder / "who-and-when")]
         sets += [partial(_laid, name, laid) for name, laid in _FAULTS.items()]
-        sets += [partial(_changed, number) for number in (0.9, 1.05, 1.2, 1.5)]
-        sets += [_unchanged, _healthy]
+        sets += [partial(_changed, way, number) for way in _WAYS for number in (0.9, 1.05, 1.2, 1.5)]
+        sets += [*(partial(_unchanged, way) for way in _WAYS), _amplified, _healthy]
         rows = []
         for contender in contenders:
             for one in sets:
@@ -134,16 +139,21 @@ def _laid(name: str, laid: Laid, contender: Contender) -> Row:
 # --------------------------------------------------------------------------------- simulated growth
 
 
-def _tree(root: str, rng: Random, number: float, change_s: float, end_s: float) -> list[Event]:
-    """Starts of runs: from outside at an even rate, and by each run `number` more (0.6 before the change)."""
+def _system(root: str, way: str, rng: Random, number: float, change_s: float, end_s: float) -> list[Event]:
+    """Runs from outside at an even rate, and from each run `number` more (0.6 before the change).
+
+    Args:
+        way: Kind of the events: agents are started, or agents that are there write to each other.
+    """
     starts: list[tuple[float, str, str]] = []
     ts = rng.expovariate(_OUTSIDE_PER_S)
     while ts < end_s:
         starts.append((ts, root, f"{root}/{len(starts)}"))
         ts += rng.expovariate(_OUTSIDE_PER_S)
-    begun, known = list(starts), len(starts)
-    while begun:
-        when, _, run_id = begun.pop(0)
+    # Runs of the same generation one after the other: growth that nobody will see is cut off below.
+    begun, known = deque(starts), len(starts)
+    while begun and known < 20 * _MOST_STARTS + _OUTSIDE_PER_S * end_s / (1 - _HEALTHY):
+        when, _, run_id = begun.popleft()
         # The number in force when a child starts counts: too many are drawn and thinned.
         most = max(number, _HEALTHY)
         mass = rng.expovariate(1.0) / most
@@ -151,73 +161,86 @@ def _tree(root: str, rng: Random, number: float, change_s: float, end_s: float) 
             delay = -_KERNEL_S * math.log1p(-mass)
             at = when + delay
             if at < end_s and rng.random() * most < (number if at >= change_s else _HEALTHY):
-                child = (at, run_id, f"{root}/{known}")
+                start = (at, run_id, f"{root}/{known}")
                 known += 1
-                starts.append(child)
-                begun.append(child)
+                starts.append(start)
+                begun.append(start)
             mass += rng.expovariate(1.0) / most
-        if len(starts) > 20 * _MOST_STARTS:
-            break
     starts.sort()
     before = sum(at < change_s for at, _, _ in starts)
-    return [
-        {
-            "event_id": f"{child}#start",
-            "ts": round(_START + at, 3),
-            "kind": "spawn",
-            "agent_id": "worker",
-            "run_id": parent,
-            "root_run_id": root,
-            "to_run_id": child,
-            "to_agent_id": "worker",
-        }
-        for at, parent, child in starts[: before + _MOST_STARTS]
-    ]
+    agent_of = {root: _AGENTS[0]}
+    events: list[Event] = []
+    for at, parent, child in starts[: before + _MOST_STARTS]:
+        agent_of[child] = rng.choice([agent for agent in _AGENTS if agent != agent_of[parent]])
+        events.append(
+            {
+                "event_id": f"{child}#start",
+                "ts": round(_START + at, 3),
+                "kind": way,
+                "agent_id": agent_of[parent],
+                "run_id": parent,
+                "root_run_id": root,
+                "to_run_id": child,
+                "to_agent_id": agent_of[child],
+                "args_hash": child,
+            }
+        )
+    return events
 
 
-def _merged(trees: Sequence[list[Event]]) -> Recording:
-    return encoded(sorted((event for tree in trees for event in tree), key=lambda event: event["ts"]))
-
-
-def _changed(number: float, contender: Contender) -> Row:
-    """Growth that changes at a known time; findings before it are the other row's."""
+@cache
+def _systems(way: str, number: float, count: int, change_s: float, end_s: float) -> Recording:
+    """Simulated systems, the same for every contender."""
     rng = Random(f"reproduction {number}")  # noqa: S311 - a simulation
-    trees = [_tree(f"task {i}", rng, number, _BEFORE_S, _BEFORE_S + _AFTER_S) for i in range(_TREES)]
+    systems = [_system(f"system {i}", way, rng, number, change_s, end_s) for i in range(count)]
+    return encoded(sorted((event for system in systems for event in system), key=lambda event: event["ts"]))
+
+
+def _changed(way: str, number: float, contender: Contender) -> Row:
+    """Growth that changes at a known time; findings before it are the other row's."""
     changed = _START + _BEFORE_S
-    delays, own = [], []
-    for outcome in run(_merged(trees), contender).values():
-        after = [finding for finding in outcome.findings if finding.ts >= changed]
-        delays += [min(finding.ts for finding in after) - changed] if after else []
-        told = [finding.ts for finding in after if finding.rule == "reproduction"]
-        own += [min(told) - changed] if told else []
-    figures = {"told by reproduction": float(len(own))}
-    if own:
-        figures["its median delay, s"] = sorted(own)[len(own) // 2]
+    delays = []
+    for outcome in run(_systems(way, number, _SYSTEMS, _BEFORE_S, _BEFORE_S + _AFTER_S), contender).values():
+        after = [finding.ts for finding in outcome.findings if finding.ts >= changed]
+        delays += [min(after) - changed] if after else []
     return Row(
         "spiral",
-        f"reproduction 0.6 to {number}",
+        f"{way}s, reproduction 0.6 to {number}",
         contender.name,
         caught=len(delays),
-        missed=_TREES - len(delays),
+        missed=_SYSTEMS - len(delays),
         delay_s=delays,
-        figures=figures,
-        notes="all rules count for the delay: those on counts also fire on the healthy simulation",
     )
 
 
-def _unchanged(contender: Contender) -> Row:
-    """A day of the same simulation without a change."""
-    rng = Random("no change")  # noqa: S311 - a simulation
-    trees = [_tree(f"task {i}", rng, _HEALTHY, math.inf, _QUIET_S) for i in range(_QUIET_TREES)]
-    found = [finding for outcome in run(_merged(trees), contender).values() for finding in outcome.findings]
+def _unchanged(way: str, contender: Contender) -> Row:
+    """Days of the same simulation without a change."""
+    outcomes = run(_systems(way, _HEALTHY, _QUIET_SYSTEMS, math.inf, _QUIET_S), contender)
     return Row(
         "spiral",
-        "reproduction stays 0.6",
+        f"{way}s, reproduction stays 0.6",
         contender.name,
-        false_alarms=len(found),
-        agent_days=_QUIET_TREES * _QUIET_S / 86400,
-        figures={"by reproduction": float(sum(finding.rule == "reproduction" for finding in found))},
-        notes="alarms per day of a system that starts a run every two seconds for ever",
+        false_alarms=sum(len(outcome.findings) for outcome in outcomes.values()),
+        agent_days=_QUIET_SYSTEMS * _QUIET_S / 86400,
+        notes="days of systems; all findings count",
+    )
+
+
+def _amplified(contender: Contender) -> Row:
+    """A task of sixty times the tokens that its kind takes; what comes before it must be quiet."""
+    outcomes = run(encoded(_days(60)), contender)
+    outcome = outcomes["large task"]
+    told = [finding.ts for finding in outcome.findings]
+    return Row(
+        "spiral",
+        "60 times the usual tokens",
+        contender.name,
+        caught=int(bool(told)),
+        missed=int(not told),
+        false_alarms=sum(bool(other.findings) for name, other in outcomes.items() if name != "large task"),
+        healthy=len(outcomes) - 1,
+        delay_s=[min(told) - outcome.start] if told else [],
+        notes="the large task calls its model every 10 s",
     )
 
 
@@ -225,8 +248,11 @@ def _unchanged(contender: Contender) -> Row:
 
 
 def _healthy(contender: Contender) -> Row:
-    """A map-reduce over 50 workers, a planner with 30 handoffs that make progress, a batch of 500 by night."""
-    cases = {"map-reduce": _map_reduce(), "planner": _planner(), "batch": _batch(6)}
+    """A map-reduce over 50 workers, a planner with 30 handoffs that make progress, a batch of 500 by night.
+
+    And a task of five times the tokens that its kind takes, on the thirtieth day.
+    """
+    cases = {"map-reduce": _map_reduce(), "planner": _planner(), "batch": _batch(6), "large task": _days(5)}
     flagged = {name for name, events in cases.items() if run(encoded(events), contender).get(name, Outcome(0)).findings}
     return Row(
         "spiral",
@@ -265,6 +291,17 @@ def _map_reduce() -> list[Event]:
             | {"kind": "message", "to_agent_id": "planner", "to_run_id": root, "args_hash": f"report {i}"}
         )
     return events
+
+
+def _days(times: int) -> list[Event]:
+    """A task a day of about 150,000 tokens, and on the last day one of so many times that."""
+    rng = Random("days")  # noqa: S311 - made-up data
+    calls = [("large task", 29, 10 * times)] + [(f"day {day}", day, rng.randint(5, 10)) for day in range(29)]
+    return [
+        _event(root, i, _START + 86400 * day + 10 * i, agent_id="clerk", input_tokens=15_000, result_hash=f"{root} {i}")
+        for root, day, n in sorted(calls, key=lambda call: call[1])
+        for i in range(n)
+    ]
 
 
 def _planner() -> list[Event]:

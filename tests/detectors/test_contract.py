@@ -41,7 +41,10 @@ def test_the_state_is_as_large_as_the_docstring_says(cls: type[Detector]) -> Non
             | {"nothing_new", "sweep", "same_words", "truncated", "compactions", "provider_errors", "equal_steps"},
         ),
         ("runaway", {"range"}),
-        ("spiral", {"fan_out", "nested", "reproduction", "depth", "ping_pong"}),
+        (
+            "spiral",
+            {"fan_out", "nested", "reproduction", "depth", "ping_pong", "handoffs", "circle", "verbatim"},
+        ),
     ],
 )
 def test_the_made_up_streams_make_every_rule_fire(name: str, rules: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from detectors.base import StateError
 from detectors.spiral import RECENT, Spiral, SpiralConfig
+from detectors.types import Kind
 
 
 def conversation(n: int, words: int = 10**6, between: tuple[str, str] = ("ann", "bob")) -> list[Event]:
@@ -32,7 +34,7 @@ def descent(depth: int) -> list[Event]:
     ("rule", "events", "warning", "critical"),
     [
         pytest.param("fan_out", [spawn()] * 100, 60, 100, id="runs started at once"),
-        pytest.param("nested", [spawn(2)] * 12, 6, 12, id="runs started by started runs"),
+        pytest.param("nested", [spawn(2)] * 13, 12, 13, id="runs started by started runs"),
         pytest.param("depth", [spawn(5), spawn(8)], 1, 2, id="levels"),
         pytest.param("ping_pong", conversation(40), 20, 40, id="messages to and fro"),
         pytest.param("ping_pong", conversation(14, words=2), 2 + 6, 2 + 12, id="messages that repeat what was said"),
@@ -40,7 +42,8 @@ def descent(depth: int) -> list[Event]:
     ],
 )
 def test_it_fires_at_the_threshold(rule: str, events: list[Event], warning: int, critical: int) -> None:
-    found = find(Spiral, every(0, events))
+    # Talks of two agents that repeat themselves are told by the rule on words too.
+    found = [finding for finding in find(Spiral, every(0, events)) if finding.rule != "verbatim"]
     assert verdicts(found) == [(rule, "warning", warning - 1), (rule, "critical", critical - 1)]
     assert found[0].score == 0
 
@@ -58,7 +61,7 @@ def test_thresholds_are_settings() -> None:
     ],
 )
 def test_the_graver_of_the_two_message_rules_counts(config: dict[str, int], verdict: tuple[str, str, int]) -> None:
-    found = find(Spiral, every(0, conversation(40, words=2)), **config)
+    found = find(Spiral, every(0, conversation(40, words=2)), verbatim_turns=99, **config)
     assert verdicts(found) == [("ping_pong", "warning", 7), verdict]
 
 
@@ -68,13 +71,12 @@ def test_rules_have_alarms_of_their_own() -> None:
 
 
 def test_several_rules_may_fire_at_one_event() -> None:
-    found = find(Spiral, every(0, [spawn(5)] * 6))
-    assert [f for f in verdicts(found) if f[2] == 5] == [("nested", "warning", 5)]
-    assert verdicts(found)[0] == ("depth", "warning", 0)
-    limits = {"nested_warning": 60.0, "nested_critical": 60.0, "evidence_warning": 500.0, "evidence_critical": 500.0}
-    found = find(Spiral, every(0, [spawn(2)] * 59 + [spawn(8)]), **limits)
-    assert {f[0] for f in verdicts(found)} == {"nested", "depth", "fan_out"}
-    assert {f[2] for f in verdicts(found)} == {59}
+    limits = {"evidence_warning": 500.0, "evidence_critical": 500.0}
+    found = find(Spiral, every(0, [spawn(5)] * 12), **limits)
+    assert verdicts(found) == [("depth", "warning", 0), ("nested", "warning", 11)]
+    found = find(Spiral, every(0, [spawn(2)] * 11 + [spawn(8)]), **limits)
+    assert {f[0] for f in verdicts(found)} == {"nested", "depth"}
+    assert {f[2] for f in verdicts(found)} == {11}
 
 
 def test_messages_in_one_direction_count_once() -> None:
@@ -135,7 +137,7 @@ def handoffs(n: int) -> Iterable[Event]:
         pytest.param(every(1, handoffs(200)), id="handoffs with new results"),
         pytest.param(every(1, [message("ann", "bob", f"{i}") for i in range(100)]), id="one agent talks"),
         pytest.param(
-            every(1, [message("abc"[i % 3], "bca"[i % 3], "next") for i in range(19)]), id="three agents take turns"
+            every(1, [message("abc"[i % 3], "bca"[i % 3], f"{i}") for i in range(19)]), id="three agents take turns"
         ),
         pytest.param(every(1, [message("ann", "", "?") for _ in range(100)]), id="nobody knows to whom"),
         pytest.param(
@@ -165,13 +167,120 @@ def round_table(n: int) -> list[Event]:
 
 
 def test_turns_among_many_agents_count_until_a_tool_brings_something_new() -> None:
-    assert verdicts(find(Spiral, every(1, round_table(40)))) == [
-        ("handoffs", "warning", 19),
-        ("handoffs", "critical", 39),
-    ]
+    # Six agents call on each other: along a path that takes 22 messages to repeat itself.
+    order = "abcdefacebdf" * 4
+    among_six = [message(a, b, f"{i}") for i, (a, b) in enumerate(itertools.pairwise(order)) if a != b]
+    found = find(Spiral, every(1, among_six[:40]))
+    assert verdicts(found) == [("handoffs", "warning", 19), ("handoffs", "critical", 39)]
+    assert found[0].reason == "task task has its agents take 20 turns without a new tool result"
     talk = round_table(45)
     events = [*talk[:15], call("a", "new"), *talk[15:30], call("b", "newer"), *talk[30:]]
     assert find(Spiral, every(1, events)) == []
+
+
+@pytest.mark.parametrize("period", [3, 4, 5])
+def test_agents_that_go_round_in_a_circle_are_told_with_its_length(period: int) -> None:
+    names = "abcde"[:period]
+    talk = [message(names[i % period], names[(i + 1) % period], f"words {i}") for i in range(40)]
+    found = find(Spiral, every(1, talk))
+    assert verdicts(found) == [("circle", "warning", 19), ("circle", "critical", 39)]
+    assert found[0].reason == (
+        f"task task goes round in a circle of {period} messages: 20 turns without a new tool result"
+    )
+    assert find(Spiral, every(1, [*talk[:19], call("x", "new"), *talk[19:38]])) == []
+
+
+def test_handoffs_in_runs_of_their_own_are_no_descent_while_they_bring_new_results() -> None:
+    hops = [said(f"{level}", spawned=True, depth=level) for level in range(1, 31)]
+    work = [event for i, hop in enumerate(hops) for event in (hop, call(f"{i}", f"found {i}"))]
+    assert find(Spiral, every(3, work)) == []
+    assert {finding.rule for finding in find(Spiral, every(6, hops))} == {"depth"}
+    # Agents that are said to be started are a descent whatever they bring.
+    started = [replace(event, kind=Kind.SPAWN) if event.spawned else event for event in work]
+    assert {finding.rule for finding in find(Spiral, every(3, started))} >= {"depth"}
+
+
+def asked_again(turns: int) -> list[Event]:
+    """A planner asks experts; its last instruction but one is word for word the first."""
+    talk = [message("pq"[i % 2], "qp"[i % 2], f"words {i}") for i in range(turns)]
+    talk[-2] = replace(talk[-2], signature="words 0")
+    return talk
+
+
+def test_an_instruction_given_again_word_for_word_in_a_long_talk_is_told() -> None:
+    found = find(Spiral, every(1, asked_again(10)))
+    assert verdicts(found) == [("verbatim", "warning", 9)]
+    assert found[0].reason == (
+        "task task has 1 messages sent again word for word to the same agent, 10 turns without a new tool result"
+    )
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(asked_again(8), id="a short talk"),
+        pytest.param([*asked_again(12)[:5], call("x", "new"), *asked_again(12)[5:]], id="a new result in between"),
+        pytest.param(
+            [
+                message("p", f"expert {i}", "go") if i % 2 else message(f"expert {i - 1}", "p", f"{i}")
+                for i in range(16)
+            ],
+            id="the same words to different agents",
+        ),
+        pytest.param([replace(event, signature="") for event in asked_again(12)], id="unknown words"),
+    ],
+)
+def test_a_repeat_is_quiet(events: list[Event]) -> None:
+    assert find(Spiral, every(1, events)) == []
+
+
+def test_many_times_what_tasks_of_the_kind_take_is_told() -> None:
+    detector = Spiral(SpiralConfig())
+    ended = [used(50_000, root=f"task {i}") for i in range(20)]
+    for event in ended:
+        assert detector.update(batch_of([event])) == []
+        detector.forget(np.array([0]))
+    restored = Spiral(SpiralConfig())
+    restored.load_shared(detector.dump_shared())
+    # A task of this kind takes 0.05 million at most; below a million nothing is said.
+    burns = batch_of(every(1, [used(500_000)] * 9))
+    found = restored.update(burns)
+    assert verdicts(found) == [("amplification", "warning", 1)]
+    assert found == detector.update(burns)
+    assert found[0].reason == (
+        "task task has taken 10 times the effective tokens that tasks of its kind take at most "
+        "(1,000,000 effective tokens, $3.00 so far)"
+    )
+
+
+def test_messages_count_for_amplification_too() -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(20):
+        detector.update(batch_of([message("ann", "bob", "hello")]))
+        detector.forget(np.array([0]))
+    told = [message("ann", f"{i}", f"{i}") for i in range(500)]
+    found = detector.update(batch_of(every(0, told)))
+    assert verdicts(found) == [("amplification", "warning", 99), ("amplification", "critical", 499)]
+
+
+@pytest.mark.parametrize(("tasks", "flagged"), [(19, False), (20, True)])
+def test_amplification_waits_for_twenty_tasks_of_the_kind(tasks: int, flagged: bool) -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(tasks):
+        detector.update(batch_of([used(1000)]))
+        detector.forget(np.array([0]))
+    assert bool(detector.update(batch_of([used(2_000_000)]))) == flagged
+    assert detector.update(batch_of([used(2_000_000, agent="another")])) == []
+
+
+def test_what_was_reported_is_not_learned_as_usual() -> None:
+    detector = Spiral(SpiralConfig())
+    for _ in range(20):
+        detector.update(batch_of([used(1000)]))
+        detector.forget(np.array([0]))
+    for _ in range(30):
+        assert detector.update(batch_of([used(2_000_000)]))
+        detector.forget(np.array([0]))
 
 
 def test_who_writes_to_several_at_once_takes_one_turn() -> None:
@@ -220,7 +329,7 @@ def test_a_batch_of_a_size_seen_twice_is_quiet(nights: int, runs: int, quiet: bo
 def test_a_recursion_is_not_excused_by_having_been_seen() -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(3):
-        assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 12)))} >= {"nested"}
+        assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 13)))} >= {"nested"}
         detector.forget(np.array([0]))
 
 
@@ -245,6 +354,24 @@ def test_runs_that_start_more_than_one_run_each_feed_themselves() -> None:
     assert [finding.severity for finding in found] == ["warning", "critical"]
     assert found[0].evidence["reproduction"] > 1
     assert found[0].reason.startswith("task task feeds itself: each started run starts ")
+
+
+def test_many_starts_of_the_roots_own_allow_more_depth_and_more_nested_runs() -> None:
+    # Eight starts of its own: 3 doublings allow 12 levels more, and (8 / 4)^2 = 4 times the nested runs.
+    planned = [spawn()] * 8
+    quiet = {"evidence_warning": 500.0, "evidence_critical": 500.0}
+    for depth in (16, 17):
+        assert bool(find(Spiral, every(0, [*planned, spawn(depth)]), **quiet)) == (depth == 17)
+    for nested in (47, 48):
+        assert bool(find(Spiral, every(0, [*planned, *[spawn(2)] * nested]), **quiet)) == (nested == 48)
+
+
+def test_messages_that_set_runs_going_count_for_reproduction_alone() -> None:
+    told = [replace(event, kind=Kind.MESSAGE) for event in grown(2, 6)]
+    found = find(Spiral, told)
+    assert {finding.rule for finding in found} == {"reproduction"}
+    assert found[0].reason.startswith("task task feeds itself: each message causes ")
+    assert find(Spiral, every(1, [replace(event, kind=Kind.MESSAGE) for event in descent(30)])) == []
 
 
 def test_a_planner_one_level_down_does_not_feed_itself() -> None:
@@ -281,7 +408,7 @@ def test_a_spiral_after_a_long_pause_is_new() -> None:
     ("events", "reason"),
     [
         ([spawn()] * 60, "task task has started about 60 runs within 60 s"),
-        ([spawn(2)] * 6, "task task has runs that start runs: about 6 more within 60 s"),
+        ([spawn(2)] * 12, "task task has runs that start runs: about 12 more within 60 s"),
         ([spawn(5)], "task task is 5 levels deep"),
         (conversation(20), "task task has bob and ann exchange 20 messages without a new tool result"),
         (
@@ -319,9 +446,13 @@ def test_spawns_fade_as_the_definition_says(steps: list[tuple[float, float, int]
     detector = Spiral(SpiralConfig())
     detector.update(batch_of(events))
     tree, now = detector.tables["trees"], max(event.ts for event in events)
-    faded = [(event.depth, math.exp(-(now - event.ts) / 60)) for event in events]
-    expected = [math.fsum(f for _, f in faded), math.fsum(f for depth, f in faded if depth >= 2)]
-    assert [float(tree["spawns"][0]), float(tree["nested"][0])] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+    def faded(direct: bool, memory_s: float) -> float:
+        chosen = [event.ts for event in events if (event.depth == 1) == direct]
+        return math.fsum(math.exp(-(now - ts) / memory_s) for ts in chosen)
+
+    held = [float(tree[name][0]) for name in ("spawns", "nested", "own")]
+    assert held == pytest.approx([faded(True, 60), faded(False, 60), faded(True, 600)], rel=1e-9, abs=1e-12)
     assert tree["runs"][0] == len(events)
     assert tree["depth"][0] == max(event.depth for event in events)
 

@@ -57,6 +57,18 @@ def test_loops_of_real_runs_are_told_from_work() -> None:
     assert rows["multi-swe-bench-trajs"].false_alarms <= 3
 
 
+def test_conversations_that_go_in_circles_are_told_from_those_that_do_not() -> None:
+    cls = registered()["spiral"]
+    found = families()["spiral"].rows(DATA, [Contender("it", lambda: {"spiral": cls(cls.Config())})], lambda _: None)
+    rows = {row.data: row for row in found}
+    assert rows["who-and-when"].caught >= 14
+    assert rows["who-and-when"].false_alarms == 0
+    assert rows["healthy look-alikes"].false_alarms == 0
+    for way in ("spawns", "messages"):
+        assert rows[f"{way}, reproduction stays 0.6"].false_alarms == 0
+        assert rows[f"{way}, reproduction 0.6 to 1.2"].missed == 0
+
+
 def test_marks_of_people_are_met_as_far_as_documented() -> None:
     cls = registered()["retry_loop"]
     contender = Contender("it", lambda: {"retry_loop": cls(cls.Config())})

@@ -471,6 +471,15 @@ def test_runs_of_unknown_origin_are_not_counted() -> None:
     assert (spawned, depth) == ([False] * 4, [0, 1, 1, 1])
 
 
+def writes(run: str, to: str, root: str = "root") -> Event:
+    return Event(run_id=run, to_run_id=to, root_run_id=root, kind=Kind.MESSAGE)
+
+
+def test_a_message_brings_in_the_run_it_sets_going_but_handing_on_is_no_descent() -> None:
+    hops = [writes("root", "a"), writes("a", "b"), writes("b", "c"), writes("c", "d"), writes("d", "e")]
+    assert tree(*hops, works("e", "d"), writes("e", "a")) == ([True] * 5 + [False] * 2, [1, 2, 3, 3, 3, 3, 3])
+
+
 def test_a_parent_nobody_has_seen_lies_at_the_root() -> None:
     assert tree(works("a", "unseen"), works("b", "a")) == ([True, True], [1, 2])
 

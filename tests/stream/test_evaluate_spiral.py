@@ -1,4 +1,4 @@
-"""The simulated trees have the reproduction number they are said to have."""
+"""The simulated systems have the reproduction number they are said to have, however it is told."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from random import Random
 
 import pytest
 
-from stream.evaluate.spiral import _tree
+from stream.evaluate.spiral import _system
 
 
+@pytest.mark.parametrize("way", ["spawn", "message"])
 @pytest.mark.parametrize("number", [0.3, 0.6])
-def test_a_started_run_starts_so_many(number: float) -> None:
-    events = _tree("task", Random(7), number, 0.0, 20_000.0)
-    children = sum(event["run_id"] != "task" for event in events)
+def test_a_run_sets_so_many_going(way: str, number: float) -> None:
+    events = _system("system", way, Random(7), number, 0.0, 20_000.0)
+    children = sum(event["run_id"] != "system" for event in events)
     assert children / len(events) == pytest.approx(number, abs=0.06)
+    assert {event["kind"] for event in events} == {way}
