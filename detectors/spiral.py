@@ -630,7 +630,8 @@ class Spiral(Detector):
             "handoffs": lambda k: f"has its agents take {turns[k]} turns {since}",
             "circle": lambda k: f"goes round in a circle of {period[k]} messages: {turns[k]} turns {since}",
             "verbatim": lambda k: (
-                f"has {repeats[k]} messages sent again word for word to the same agent, {turns[k]} turns {since}"
+                f"has {repeats[k]} message{'s' if repeats[k] > 1 else ''} sent again word for word to the same agent, "
+                f"{turns[k]} turns {since}"
             ),
         }
         for rule, n, (warns, alarms) in (

@@ -211,7 +211,7 @@ def test_an_instruction_given_again_word_for_word_in_a_long_talk_is_told() -> No
     found = find(Spiral, every(1, asked_again(10)))
     assert verdicts(found) == [("verbatim", "warning", 9)]
     assert found[0].reason == (
-        "task task has 1 messages sent again word for word to the same agent, 10 turns without a new tool result"
+        "task task has 1 message sent again word for word to the same agent, 10 turns without a new tool result"
     )
 
 
