@@ -101,6 +101,25 @@ class Ingest:
             taken.append(Reject(reason, detail, self._where(record) + place, size, event.event_id))
         return taken
 
+    def _usual(self, record: Record, now: float) -> UsageEvent | None:
+        """The one good event of a record, as nearly all are; None: `events` will tell what is in it."""
+        value = record.value
+        if not value or record.size is not None or len(value) > self._settings.max_record_bytes:
+            return None
+        event = self._format.single(value)
+        if event is None:
+            return None
+        try:
+            event.ts = ts = event_time(event.ts)
+            if ts > (record.log_ms / 1000 or now) + self._settings.future_s:
+                return None
+            self._hash(event)
+        except (Invalid, RecursionError):
+            return None
+        if not event.event_id:
+            event.event_id = self._where(record)
+        return event
+
     def _where(self, record: Record) -> str:
         return self._name_of(record.source, record.position)
 
@@ -127,8 +146,10 @@ class Ingest:
         rejects: list[Reject] = []
         events: list[UsageEvent] = []
         origins: list[Record] = []
+        now = self._clock.now()
         for record in records:
-            for event in self.events(record):
+            usual = self._usual(record, now)
+            for event in (usual,) if usual is not None else self.events(record):
                 if isinstance(event, Reject):
                     rejects.append(event)
                 else:

@@ -26,6 +26,9 @@ class Format(Protocol):
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         """What the record holds; never raises for what is in it."""
 
+    def single(self, record: bytes) -> UsageEvent | None:
+        """The event of a record that holds just one, at the least cost; None: `events` will tell."""
+
 
 _formats: dict[str, Format] = {}
 F = TypeVar("F", bound=Callable[[], Format])
@@ -58,6 +61,9 @@ class _Auto:
 
     def recognizes(self, record: bytes) -> bool:
         return True
+
+    def single(self, record: bytes) -> UsageEvent | None:
+        return None if any(other.recognizes(record) for other in self._others) else self._native.single(record)
 
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         for other in self._others:

@@ -22,6 +22,14 @@ class Native:
     def recognizes(self, record: bytes) -> bool:
         return record.lstrip(_SPACE)[:1] in (b"{", b"[")
 
+    def single(self, record: bytes) -> UsageEvent | None:
+        if not record.startswith(b"{"):
+            return None
+        try:
+            return decode_event(record)
+        except Invalid:
+            return None
+
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         if record.lstrip(_SPACE)[:1] != b"[":
             yield _event(record)
