@@ -319,7 +319,7 @@ _STUCK = (
     (_sweep, 80),
     (_cut_off, 7),
     (_compacted, 7),
-    (_equal_steps, 16),
+    (_equal_steps, 24),
 )
 
 
