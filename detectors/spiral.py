@@ -13,9 +13,12 @@ from detectors.base import (
     ALARM_FIELDS,
     Detector,
     DetectorConfig,
+    FleetFigures,
+    LogGrid,
     Spec,
     StateError,
     Table,
+    group_figure,
     levels,
     pace,
     register,
@@ -41,14 +44,14 @@ TASKS = 64
 PERIODS = (3, 4, 5)
 """Lengths of circles among agents; two agents alone are the rule on pairs."""
 
-_OCTAVE = 6
-"""Steps per doubling on which tokens and messages of finished tasks are remembered: 12 % each."""
+TOLD = 256
+"""Agents, and kinds of tasks, of which a partition tells the fleet: a few hundred kB at most."""
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio (Knuth, TAOCP 6.4): tells the parts of a joined hash apart."""
 
 _decode_shared = msgspec.msgpack.Decoder(
-    tuple[str, int, list[tuple[int, list[int]]], list[tuple[int, tuple[bytes, bytes]]]]
+    tuple[str, int, list[tuple[int, list[int]]], list[tuple[int, tuple[list[int], list[int]]]]]
 ).decode
 
 
@@ -359,9 +362,12 @@ class Spiral(Detector):
         self._growth = Table(FIELDS)
         # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
         self._sizes: dict[int, list[int]] = {}
-        # Kind of task -> tokens and messages of its latest tasks, in steps of `_OCTAVE`.
-        self._tasks: dict[int, tuple[bytes, bytes]] = {}
+        # Kind of task -> tokens and messages of its latest tasks, in bins of `LogGrid` (two bytes each).
+        self._tasks: dict[int, tuple[list[int], list[int]]] = {}
         self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
+        self._fleet = FleetFigures()
+        self._usual_runs: dict[int, float] = {}
+        self._usual_task: dict[int, tuple[float, float] | None] = {}
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
@@ -396,10 +402,10 @@ class Spiral(Detector):
         # What was reported is not what tasks usually take.
         quiet = np.all([alarms["alarm_level"][known] == 0 for alarms in self._alarms.values()], axis=0)
         usual = known[quiet & (tree["kind"][known] != UNKNOWN)]
-        tokens, messages = _steps(tree["spent"][usual] / 1e3), _steps(tree["messages"][usual])
+        tokens, messages = LogGrid.index(tree["spent"][usual] / 1e3), LogGrid.index(tree["messages"][usual])
         for kind, *latest in zip(tree["kind"][usual].tolist(), tokens.tolist(), messages.tolist(), strict=True):
-            before = self._tasks.pop(kind, (b"", b""))
-            self._tasks[kind] = ((before[0] + bytes(latest[:1]))[-TASKS:], (before[1] + bytes(latest[1:]))[-TASKS:])
+            before = self._tasks.pop(kind, ([], []))
+            self._tasks[kind] = ([*before[0], latest[0]][-TASKS:], [*before[1], latest[1]][-TASKS:])
         for memory in (self._sizes, self._tasks):
             while len(memory) > AGENTS:
                 memory.pop(next(iter(memory)))
@@ -425,10 +431,40 @@ class Spiral(Detector):
             )
         self._sizes, self._tasks = dict(sizes), dict(tasks)
 
+    def sketch(self) -> dict[str, list[int]]:
+        """How large the trees of an agent became, and what tasks of a kind took: of those heard of last."""
+        told: dict[str, list[int]] = {}
+        for agent, sizes in list(self._sizes.items())[-TOLD:]:
+            told[group_figure("tree_runs", agent)] = _histogram(LogGrid.index(np.array(sizes, np.float64)))
+        for kind, both in list(self._tasks.items())[-TOLD:]:
+            for figure, bins in zip(("task_tokens", "task_messages"), both, strict=True):
+                told[group_figure(figure, kind)] = _histogram(np.array(bins, np.int64))
+        return told
+
+    def calibrate(self, figures: FleetFigures) -> None:
+        self._fleet = figures
+        self._usual_runs.clear()
+        self._usual_task.clear()
+
+    def _runs_of(self, agent: int) -> float:
+        """Runs that the trees of an agent have twice had; 0 where that is not known."""
+        if agent not in self._usual_runs:
+            self._usual_runs[agent] = self._fleet.largest(group_figure("tree_runs", agent), 2) or 0.0
+        return self._usual_runs[agent]
+
+    def _taken_by(self, kind: int) -> tuple[float, float] | None:
+        """Tokens and messages that tasks of a kind have twice taken; None while too few have ended."""
+        if kind not in self._usual_task:
+            names = [group_figure(figure, kind) for figure in ("task_tokens", "task_messages")]
+            enough = self._fleet.total(names[0]) >= max(2, self.config.amplification_tasks)
+            tokens, messages = (self._fleet.largest(name, 2) or 0.0 for name in names) if enough else (0.0, 0.0)
+            self._usual_task[kind] = (tokens, messages) if enough else None
+        return self._usual_task[kind]
+
     def _matters(self, entity: Entity) -> Bools:
         """(n,) which events change or tell something by when they come: of a tree that begins, all of them."""
         begins = (self._tree["entry"][entity.row] == UNKNOWN) | entity.new
-        if self._tasks:
+        if any(self._usual_task.values()):
             begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
         known = np.zeros(self._tree.rows, bool)
         known[entity.row[begins]] = True
@@ -446,16 +482,12 @@ class Spiral(Detector):
         self._tree["entry"][rows], self._tree["kind"][rows], self._tree["since"][rows] = entry, kind, batch.ts[at]
         least = np.array((self.config.amplification_tokens, self.config.amplification_messages))
         for row, task in zip(rows.tolist(), kind.tolist(), strict=True):
-            history = self._tasks.get(task, (b"", b""))
-            if len(history[0]) >= self.config.amplification_tasks:
-                # One large task may have been a spiral: what is usual has happened twice.
-                usual = [2 ** (sorted(steps)[-2] / _OCTAVE) for steps in history]
+            # One large task may have been a spiral: what is usual has happened twice.
+            if (usual := self._taken_by(task)) is not None:
                 floored = np.maximum(usual, least / self.config.amplification_warning)
                 self._tree["usual_tokens"][row], self._tree["usual_messages"][row] = floored
         for row, agent in zip(rows.tolist(), entry.tolist(), strict=True):
-            sizes = sorted(self._sizes.get(agent, ()))
-            # One large tree may have been a spiral: what is usual has happened twice.
-            self._tree["usual"][row] = sizes[-2] if len(sizes) >= 2 else 0.0
+            self._tree["usual"][row] = self._runs_of(agent)
 
     def _spawns(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         if not len(at):
@@ -760,7 +792,7 @@ def _joined(first: Hashes, *others: Hashes) -> Hashes:
     return joined | np.uint64(1)
 
 
-def _steps(amount: Any) -> Ints:
-    """(n,) amounts on a logarithmic scale, as they are remembered: 0 to 255."""
-    steps: Ints = np.minimum(np.ceil(_OCTAVE * np.log2(np.maximum(amount, 1.0))), 255).astype(np.int64)
-    return steps
+def _histogram(bins: Ints) -> list[int]:
+    """Counts per bin of `LogGrid`."""
+    counts: list[int] = np.bincount(bins, minlength=LogGrid.BINS).tolist()
+    return counts

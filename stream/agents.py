@@ -387,9 +387,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         async def publish_calibration() -> None:
             await send(
                 [
-                    Message(topics.calibration, str(partition).encode(), calibration.encode(share))
+                    Message(topics.calibration, f"{name}/{partition}".encode(), calibration.encode(share))
                     for (name, partition), chosen in detect.items()
-                    if name == watched and (share := calibration.merge([chosen.engine.sketch()])).version != "none"
+                    if (share := calibration.merge([chosen.engine.sketch()])).version != "none"
                 ]
             )
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from burnfuse.event import MAX_NUMBER
 from detectors.base import FleetFigures, LogGrid, ScoreGrid
@@ -26,11 +28,11 @@ _STEPS = {"log": LogGrid.STEP, "score": ScoreGrid.STEP}
 
 def merge(sketches: Iterable[Sketch]) -> FleetFigures:
     """The fleet's figures from its partitions' histograms; the version is derived from the content."""
-    counts: dict[str, list[int]] = {}
+    sums: dict[str, NDArray[np.int64]] = {}
     for sketch in sketches:
         for name, histogram in sketch.items():
-            known = counts.setdefault(name, [0] * _BINS)
-            counts[name] = [a + b for a, b in zip(known, histogram, strict=True)]
+            sums[name] = sums.get(name, 0) + np.asarray(histogram, np.int64)
+    counts = {name: total.tolist() for name, total in sums.items()}
     return FleetFigures(_version(counts), counts)
 
 

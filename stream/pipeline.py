@@ -80,7 +80,7 @@ class Pipeline:
     ) -> None:
         self._ingest = make_ingest(settings, name_of, clock, hash_key)
         self._watch = Engine(settings, WATCH, name_of, None if figures is not None else _learn)
-        self._graph = Engine(settings, GRAPH, name_of)
+        self._graph = Engine(settings, GRAPH, name_of, None if figures is not None else _learn)
         if figures is not None:
             self._watch.calibrate(figures)
             self._graph.calibrate(figures)
@@ -99,7 +99,7 @@ class Pipeline:
 
     def figures(self) -> FleetFigures:
         """The fleet's figures as of now."""
-        return calibration.merge([self._watch.sketch()])
+        return calibration.merge([self._watch.sketch(), self._graph.sketch()])
 
     def process(self, records: Sequence[Record]) -> Step:
         """Takes records in, in order."""

@@ -172,7 +172,7 @@ def found(
 
     engines = {
         WATCH: Engine(settings, WATCH, name_of, learn, only=made),
-        GRAPH: Engine(settings, GRAPH, name_of, only=made),
+        GRAPH: Engine(settings, GRAPH, name_of, learn, only=made),
     }
     pairs: list[tuple[int, Finding]] = []
     for done, batch in enumerate(ingested.batches, 1):
