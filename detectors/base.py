@@ -341,10 +341,10 @@ class FleetFigures:
         return LogGrid.value(int(np.searchsorted(np.cumsum(counts), max(1.0, q * total))))
 
     def largest(self, figure: str, k: int) -> float | None:
-        """The k-th largest value of a figure on `LogGrid`, or None where fewer are known."""
+        """The k-th largest value of a figure on `LogGrid`, rounded down to the grid; None where fewer are known."""
         above = np.cumsum(self._of(figure)[::-1])[::-1]
         at = np.flatnonzero(above >= k)
-        return LogGrid.value(int(at[-1])) if len(at) else None
+        return math.exp(int(at[-1]) * LogGrid.STEP) if len(at) else None
 
     def total(self, figure: str) -> int:
         """How many values a figure holds."""

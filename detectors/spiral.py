@@ -302,8 +302,8 @@ class Spiral(Detector):
         started runs start more than 0.6 runs each, or messages cause more, with evidence of 14.75 (20) nats;
         the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was
         said, or any agents take 20 (40) turns, or 1 (4) of 10 turns repeat a message word for word, without a
-        new tool result in between; a task takes 10 (50) times the tokens or messages that its kind takes at
-        most. In brackets: critical.
+        new tool result in between; a task of several agents takes 10 (50) times the tokens or messages
+        that its kind takes at most. In brackets: critical.
     Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
         the same agent have twice been about as large (for runs started directly); the root starts so many
         that depth and nested runs are to be expected at 0.6; handoffs bring new tool results; fewer than 20
@@ -464,8 +464,7 @@ class Spiral(Detector):
     def _matters(self, entity: Entity) -> Bools:
         """(n,) which events change or tell something by when they come: of a tree that begins, all of them."""
         begins = (self._tree["entry"][entity.row] == UNKNOWN) | entity.new
-        if any(self._usual_task.values()):
-            begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
+        begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
         known = np.zeros(self._tree.rows, bool)
         known[entity.row[begins]] = True
         return known[entity.row]
@@ -690,10 +689,13 @@ class Spiral(Detector):
 
     def _amplified(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
         """Tasks that took many times what tasks of their kind have taken."""
-        if not self._tasks:
-            return []
         config, tree = self.config, self._tree
         entity = batch.entities[self.spec.scope]
+        known = np.isfinite(tree["usual_tokens"][entity.row[at]])
+        # A task of one agent that talks to nobody is no spiral, however much it takes.
+        at = at[known & ((tree["runs"] > 0) | (tree["messages"] > 0))[entity.row[at]]]
+        if not len(at):
+            return []
         rows = entity.row[at]
         by_tokens = entity.tokens[at] / 1e3 / tree["usual_tokens"][rows]
         by_messages = tree["messages"][rows] / tree["usual_messages"][rows]

@@ -297,11 +297,15 @@ def _days(times: int) -> list[Event]:
     """A task a day of about 150,000 tokens, and on the last day one of so many times that."""
     rng = Random("days")  # noqa: S311 - made-up data
     calls = [("large task", 29, 10 * times)] + [(f"day {day}", day, rng.randint(5, 10)) for day in range(29)]
-    return [
-        _event(root, i, _START + 86400 * day + 10 * i, agent_id="clerk", input_tokens=15_000, result_hash=f"{root} {i}")
-        for root, day, n in sorted(calls, key=lambda call: call[1])
-        for i in range(n)
-    ]
+    events = []
+    for root, day, n in sorted(calls, key=lambda call: call[1]):
+        at = _START + 86400 * day
+        told = {"kind": "message", "to_agent_id": "helper", "args_hash": root}
+        events.append(_event(root, n, at, agent_id="clerk") | told)
+        for i in range(n):
+            work = {"input_tokens": 15_000, "result_hash": f"{root} {i}"}
+            events.append(_event(root, i, at + 10 * (i + 1), agent_id="clerk") | work)
+    return events
 
 
 def _planner() -> list[Event]:

@@ -13,7 +13,7 @@ from batches import START, Event, batch_of, call, every, find, message, said, sp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from detectors.base import StateError
+from detectors.base import FleetFigures, StateError
 from detectors.spiral import RECENT, Spiral, SpiralConfig
 from detectors.types import Kind
 
@@ -234,18 +234,29 @@ def test_a_repeat_is_quiet(events: list[Event]) -> None:
     assert find(Spiral, every(1, events)) == []
 
 
+def shared(*tokens: int, agent: str = "agent") -> list[Event]:
+    """A task that begins with a word to another agent."""
+    return every(1, [message(agent, "mate", "hello"), *(used(n, agent=agent) for n in tokens)])
+
+
+def end(detector: Spiral) -> None:
+    """The tree has ended, and the fleet's figures tell of it."""
+    detector.forget(np.array([0]))
+    detector.calibrate(FleetFigures("fleet", detector.sketch()))
+
+
 def test_many_times_what_tasks_of_the_kind_take_is_told() -> None:
     detector = Spiral(SpiralConfig())
-    ended = [used(50_000, root=f"task {i}") for i in range(20)]
-    for event in ended:
-        assert detector.update(batch_of([event])) == []
-        detector.forget(np.array([0]))
+    for _ in range(20):
+        assert detector.update(batch_of(shared(50_000))) == []
+        end(detector)
     restored = Spiral(SpiralConfig())
     restored.load_shared(detector.dump_shared())
+    restored.calibrate(FleetFigures("fleet", restored.sketch()))
     # A task of this kind takes 0.05 million at most; below a million nothing is said.
-    burns = batch_of(every(1, [used(500_000)] * 9))
+    burns = batch_of(shared(*[500_000] * 9))
     found = restored.update(burns)
-    assert verdicts(found) == [("amplification", "warning", 1)]
+    assert verdicts(found) == [("amplification", "warning", 2)]
     assert found == detector.update(burns)
     assert found[0].reason == (
         "task task has taken 10 times the effective tokens that tasks of its kind take at most "
@@ -257,7 +268,7 @@ def test_messages_count_for_amplification_too() -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(20):
         detector.update(batch_of([message("ann", "bob", "hello")]))
-        detector.forget(np.array([0]))
+        end(detector)
     told = [message("ann", f"{i}", f"{i}") for i in range(500)]
     found = detector.update(batch_of(every(0, told)))
     assert verdicts(found) == [("amplification", "warning", 99), ("amplification", "critical", 499)]
@@ -267,20 +278,22 @@ def test_messages_count_for_amplification_too() -> None:
 def test_amplification_waits_for_twenty_tasks_of_the_kind(tasks: int, flagged: bool) -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(tasks):
-        detector.update(batch_of([used(1000)]))
-        detector.forget(np.array([0]))
-    assert bool(detector.update(batch_of([used(2_000_000)]))) == flagged
-    assert detector.update(batch_of([used(2_000_000, agent="another")])) == []
+        detector.update(batch_of(shared(1000)))
+        end(detector)
+    assert bool(detector.update(batch_of(shared(2_000_000)))) == flagged
+    assert detector.update(batch_of(shared(2_000_000, agent="another"))) == []
+    # What one agent burns by itself is no spiral.
+    assert detector.update(batch_of([used(2_000_000)])) == []
 
 
 def test_what_was_reported_is_not_learned_as_usual() -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(20):
-        detector.update(batch_of([used(1000)]))
-        detector.forget(np.array([0]))
+        detector.update(batch_of(shared(1000)))
+        end(detector)
     for _ in range(30):
-        assert detector.update(batch_of([used(2_000_000)]))
-        detector.forget(np.array([0]))
+        assert detector.update(batch_of(shared(2_000_000)))
+        end(detector)
 
 
 def test_who_writes_to_several_at_once_takes_one_turn() -> None:
@@ -318,9 +331,10 @@ def test_a_batch_of_a_size_seen_twice_is_quiet(nights: int, runs: int, quiet: bo
     detector = Spiral(SpiralConfig())
     for number in range(nights):
         assert detector.update(batch_of(night(500, f"night {number}")))
-        detector.forget(np.array([0]))
+        end(detector)
     restored = Spiral(SpiralConfig())
     restored.load_shared(detector.dump_shared())
+    restored.calibrate(FleetFigures("fleet", restored.sketch()))
     found = restored.update(batch_of(night(runs, "tonight")))
     assert (found == []) == quiet
     assert detector.update(batch_of(night(runs, "tonight"))) == found
@@ -330,7 +344,7 @@ def test_a_recursion_is_not_excused_by_having_been_seen() -> None:
     detector = Spiral(SpiralConfig())
     for _ in range(3):
         assert {finding.rule for finding in detector.update(batch_of(every(0, [spawn(2)] * 13)))} >= {"nested"}
-        detector.forget(np.array([0]))
+        end(detector)
 
 
 @pytest.mark.parametrize("page", [b"?", b"\x93\xa4null\x01\x90"])
