@@ -49,7 +49,7 @@ def test_a_stream_is_the_same_however_it_lies_in_files(tmp_path: Path) -> None:
         },
     }
     expected = findings(whole)
-    assert len(expected) == 8
+    assert len(expected) == 7
     for name, files in layouts.items():
         folder = tmp_path / name
         for file, content in files.items():
@@ -72,7 +72,7 @@ def test_the_same_file_twice_changes_nothing(tmp_path: Path) -> None:
     done = command("watch", "--json", file, file)
     assert done.summary["events"] == len(anonymous)
     assert done.summary["duplicates"] == len(anonymous)
-    assert len(done.only("finding")) == 8
+    assert len(done.only("finding")) == 7
 
 
 def test_time_goes_on_while_nothing_is_added() -> None:
