@@ -82,4 +82,4 @@ def test_what_is_wrong_is_said_in_one_line(args: list[str], code: int, word: str
 def test_other_headers_are_no_sequence_numbers() -> None:
     assert _sequence(None) == 0
     assert _sequence([("x", b"12345678"), (SEQUENCE_HEADER, b"short")]) == 0
-    assert _sequence({SEQUENCE_HEADER: (7).to_bytes(8, "big")}) == 7
+    assert _sequence([("x", None), (SEQUENCE_HEADER, (7).to_bytes(8, "big"))]) == 7
