@@ -124,9 +124,10 @@ def alone(load: Load, batch: Sequence[Record], settings: Settings) -> dict[str, 
     contents = [(raw, ready) for e in events for raw, ready in ((e.args, e.args_hash), (e.result, e.result_hash))]
     content = Hasher(b"key").content
     run("hash arguments and results", lambda: [content(raw, ready) for raw, ready in contents])
-    ids = Hasher(b"key").id
-    names = [(("agent", e.agent_id), ("tool", e.tool), ("model", e.model)) for e in events]
-    run("hash agent, tool, model", lambda: [ids(*name) for three in names for name in three])
+    texts = Hasher(b"key").texts
+    names = {"agent": [e.agent_id for e in events], "tool": [e.tool or "" for e in events]}
+    names["model"] = [e.model or "" for e in events]
+    run("hash agent, tool, model", lambda: [texts(kind, column) for kind, column in names.items()])
     prices = make_ingest(settings, position_name("usage"), SystemClock(), None)._prices
     run("price", lambda: [prices.cost(e, load.start) for e in events])
     return took

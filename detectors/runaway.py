@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-from river import drift
 
 from detectors.base import (
     ALARM_FIELDS,
@@ -31,6 +30,7 @@ from detectors.day_maxima import DayMaxima
 from detectors.expansion import FAST_S, FIELDS, MONEY, STEADY, TOKENS, UNITS, close_minutes, keep_fresh, lull_now
 from detectors.limits import Excess, LimitSettings
 from detectors.limits import Limits as Rules
+from detectors.moved import adwin
 from detectors.rounds import Segments, changes, lives, running, segments, ticks, unlike_recent
 from detectors.types import UNKNOWN, Bools, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
 
@@ -821,18 +821,10 @@ class Runaway(Detector):
                 table["active_minutes"][row] = max(table["active_minutes"][row], self.config.ready_minutes)
 
     def _moved(self, levels: Floats) -> bool:
-        """Whether the window levels, oldest first, hold a change after which they stay put.
-
-        The model is a function of the remembered levels, so it needs no saved state of its own.
-        """
-        # river carries no types.
-        model = drift.ADWIN(delta=self.config.drift_delta, min_window_length=3, grace_period=4, clock=1)  # type: ignore[no-untyped-call]
-        changes = 0
-        for level in levels[~np.isnan(levels)]:
-            model.update(float(level))  # type: ignore[no-untyped-call]
-            changes += bool(model.drift_detected)
-        # After the change ADWIN has dropped the old level: what it still holds is the new one.
-        return changes > 0 and model.width >= 4
+        """Whether the window levels, oldest first, hold a change after which they stay put."""
+        known = levels[~np.isnan(levels)].astype(np.float64)
+        at = adwin(known, self.config.drift_delta)
+        return at is not None and len(known) - at >= 4
 
     # -------------------------------------------------------------------------------- the findings
 

@@ -27,7 +27,20 @@ from detectors.base import (
 )
 from detectors.reproduction import FIELDS, advance
 from detectors.rounds import rounds
-from detectors.types import UNKNOWN, Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope, beyond
+from detectors.types import (
+    UNKNOWN,
+    Bools,
+    Entity,
+    EventBatch,
+    Finding,
+    Floats,
+    Hashes,
+    Ints,
+    Kind,
+    Scope,
+    beyond,
+    spend,
+)
 
 RECENT = 16
 """Results and contents remembered per tree to tell new ones from old."""
@@ -760,7 +773,6 @@ class Spiral(Detector):
         entity, tree = batch.entities[self.spec.scope], self._tree
         row = entity.row[i]
         tokens, dollars = int(entity.tokens[i]) / 1e3, int(entity.cost[i]) / 1e9
-        money = f", ${dollars:.2f}" if dollars >= 0.005 else ""
         return Finding.at(
             batch,
             i,
@@ -772,8 +784,7 @@ class Spiral(Detector):
             observed=round(observed, 2),
             expected=float(threshold),
             unit=unit,
-            reason=f"task {batch.root_run_id[i]} {what}"
-            + (f" ({tokens:,.0f} effective tokens{money} so far)" if tokens else ""),
+            reason=f"task {batch.root_run_id[i]} {what}" + (f" ({spend(tokens, dollars)} so far)" if tokens else ""),
             evidence=evidence
             | {
                 "since": float(tree["since"][row]),

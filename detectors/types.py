@@ -230,6 +230,15 @@ def finding_id(detector: str, rule: str, severity: str, event_id: str) -> str:
     return "f-" + hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
+def spend(tokens: float, dollars: float) -> str:
+    """What was used, in words: effective tokens, and dollars from half a cent on.
+
+    >>> spend(1200, 0.25), spend(80, 0.0)
+    ('1,200 effective tokens, $0.25', '80 effective tokens')
+    """
+    return f"{tokens:,.0f} effective tokens" + (f", ${dollars:.2f}" if dollars >= 0.005 else "")
+
+
 def beyond(observed: float, threshold: float) -> float:
     """Score of an observation against the threshold it passed: 1 - threshold / observed, in [0, 1].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import msgspec
 import numpy as np
@@ -55,7 +55,7 @@ _FORMAT = 3
 """Version of the packed record; raise it with every change to the columns."""
 
 
-class _Blob(Sequence[str]):
+class _Blob:
     """Texts as they travel: all in one piece, with the length of each in bytes. Decoded when looked at."""
 
     __slots__ = ("_data", "_ends")
@@ -90,14 +90,11 @@ class _Blob(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[str]: ...
-    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
+    def __getitem__(self, i: int) -> str:
         return self._data[self._end(i - 1) : self._end(i)].decode(errors="replace")
+
+
+_Texts: TypeAlias = "Sequence[str] | _Blob"
 
 
 class TextColumn(Sequence[str]):
@@ -134,11 +131,11 @@ class Texts(Mapping[str, list[str]]):
 
     __slots__ = ("_part", "_row", "_stores")
 
-    def __init__(self, stores: Sequence[Mapping[str, Sequence[str]]], part: Ints, row: Ints) -> None:
+    def __init__(self, stores: Sequence[Mapping[str, _Texts]], part: Ints, row: Ints) -> None:
         self._stores, self._part, self._row = stores, part, row
 
     @classmethod
-    def of(cls, columns: Mapping[str, Sequence[str]]) -> Texts:
+    def of(cls, columns: Mapping[str, _Texts]) -> Texts:
         """Events' texts, one after the other."""
         n = len(columns[TEXTS[0]])
         return cls([columns], np.zeros(n, np.int64), np.arange(n))
@@ -167,7 +164,7 @@ class Texts(Mapping[str, list[str]]):
     @classmethod
     def join(cls, parts: Sequence[Texts]) -> Texts:
         """All parts' texts, one after the other."""
-        stores: list[Mapping[str, Sequence[str]]] = []
+        stores: list[Mapping[str, _Texts]] = []
         part = []
         for texts in parts:
             part.append(texts._part + len(stores))
@@ -180,7 +177,7 @@ class Columns:
 
     __slots__ = ("numbers", "texts")
 
-    def __init__(self, texts: Texts | Mapping[str, Sequence[str]], numbers: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, texts: Texts | Mapping[str, _Texts], numbers: dict[str, NDArray[Any]]) -> None:
         self.texts = texts if isinstance(texts, Texts) else Texts.of(texts)
         self.numbers = numbers
 

@@ -202,7 +202,7 @@ class Engine:
     # ----------------------------------------------------------------------------- the events
 
     def _process(self, columns: Columns, offset: int, clocks: Floats, result: Result) -> None:
-        columns, kept = self._accept(columns, result)
+        columns, kept, runs = self._accept(columns, result)
         n = len(columns)
         result.accepted += (offset + kept).tolist()
         if not n:
@@ -210,7 +210,7 @@ class Engine:
         numbers = columns.numbers
         views: dict[Scope, Entity] = {}
         for scope, entities in self._entities.items():
-            rows = entities.assign(numbers[_IDS[scope]])
+            rows = runs if scope is Scope.RUN else entities.assign(numbers[_IDS[scope]])
             views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept])
             self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
@@ -262,29 +262,28 @@ class Engine:
             return
         place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found.sort(key=lambda finding: place[finding.event_id])
-        if found:
-            for name, detector in list(self._detectors.items()):
-                found = list(self._guard(name, partial(detector.review, batch, found)) or found)
+        for name, detector in list(self._detectors.items()):
+            found = list(self._guard(name, partial(detector.review, batch, found)) or found)
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 
-    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints]:
-        """Without duplicates and late events; and where the others stood."""
+    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints]:
+        """Without duplicates and late events; where the others stood, and the rows of their runs."""
         ids = columns.numbers["event"]
         first = self._seen.add(ids)
         kept = np.arange(len(ids))
         if first is not None:
             self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
             columns, kept = columns.take(first), kept[first]
-        runs = self._entities[Scope.RUN]
-        ts = columns.numbers["ts"]
-        behind = runs.newest(runs.assign(columns.numbers[_IDS[Scope.RUN]]), ts) - ts
+        runs, ts = self._entities[Scope.RUN], columns.numbers["ts"]
+        rows = runs.assign(columns.numbers[_IDS[Scope.RUN]])
+        behind = runs.newest(rows, ts) - ts
         late = behind > self._settings.lateness_s
         if late.any():
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
             self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
-            columns, kept = columns.take(~late), kept[~late]
-        return columns, kept
+            columns, kept, rows = columns.take(~late), kept[~late], rows[~late]
+        return columns, kept, rows
 
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
         for i in np.flatnonzero(which).tolist():

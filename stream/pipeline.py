@@ -79,8 +79,8 @@ class Pipeline:
         hash_key: str | None = None,
     ) -> None:
         self._ingest = make_ingest(settings, name_of, clock, hash_key)
-        self._watch = Engine(settings, WATCH, name_of, None if figures is not None else _learn)
-        self._graph = Engine(settings, GRAPH, name_of, None if figures is not None else _learn)
+        self._watch = Engine(settings, WATCH, name_of, None if figures is not None else learn)
+        self._graph = Engine(settings, GRAPH, name_of, None if figures is not None else learn)
         if figures is not None:
             self._watch.calibrate(figures)
             self._graph.calibrate(figures)
@@ -150,6 +150,6 @@ class Pipeline:
                 totals.spend[agent] = (before[0] + dollars, before[1] + used)
 
 
-def _learn(engine: Engine) -> None:
+def learn(engine: Engine) -> None:
     """Gives an engine the figures of the one partition there is."""
     engine.calibrate(calibration.merge([engine.sketch()]))

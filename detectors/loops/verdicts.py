@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectors.base import severity_of
-from detectors.types import EventBatch, Finding, Scope, beyond
+from detectors.types import EventBatch, Finding, Scope, beyond, spend
 
 NAME = "retry_loop"
 SCOPE = Scope.RUN
@@ -48,8 +48,7 @@ def finding(
         tokens = max(0.0, (int(entity.tokens[i]) - tokens_before) / 1e3)
         dollars = max(0.0, (int(entity.cost[i]) - cost_before) / 1e9)
         told |= {"since": since, "effective_tokens": round(tokens, 3), "cost_usd": round(dollars, 6)}
-        money = f", ${dollars:.2f}" if dollars >= 0.005 else ""
-        used = f" ({tokens:,.0f} effective tokens{money} since it began)" if tokens else ""
+        used = f" ({spend(tokens, dollars)} since it began)" if tokens else ""
         tail = f" in {duration(batch.ts[i] - since)}{used}"
     if news is not None:
         told["last_new_result"] = news

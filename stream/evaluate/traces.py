@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from detectors.base import Detector
 from detectors.types import Finding, Ints, Scope
-from stream import calibration
 from stream.clock import ManualClock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH, Engine
 from stream.errors import BurnfuseError, InputError
 from stream.evaluate.base import Contender, Progress
 from stream.ingest.ingest import Record
-from stream.pipeline import make_ingest
+from stream.pipeline import learn, make_ingest
 from stream.settings import Settings, default_settings
 
 _BATCH = 20_000
@@ -166,9 +165,6 @@ def found(
 
     def name_of(source: int, position: int) -> str:
         return str(position)
-
-    def learn(engine: Engine) -> None:
-        engine.calibrate(calibration.merge([engine.sketch()]))
 
     engines = {
         WATCH: Engine(settings, WATCH, name_of, learn, only=made),

@@ -14,7 +14,6 @@ from burnfuse.event import MAX_ID_CHARS
 from detectors.types import Hashes
 from stream.ingest.volatile import Fields
 
-_SEPARATOR = b"\x1f"
 _WORDS = MAX_ID_CHARS * 4 // 8
 """Eight bytes each: an id has at most so many, for a character has at most four."""
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
@@ -38,17 +37,11 @@ class Hasher:
         seed = hashlib.blake2b(b"burnfuse text hash", digest_size=8, key=key).digest()
         odd = np.random.default_rng(int.from_bytes(seed, "little")).integers(0, 1 << 63, _WORDS, np.uint64)
         self._weights = 2 * odd + 1
-        # Ids come back again and again; content goes by `content`, which is not cached.
-        self.id = lru_cache(maxsize=1 << 16)(self._id)
+        self._salt = lru_cache(lambda kind: np.uint64(self._digest(kind.encode())))
 
     def _digest(self, data: bytes) -> int:
         value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "little")
         return value or 1
-
-    def _id(self, *parts: str | None) -> int:
-        if not parts[-1]:
-            return 0
-        return self._digest(_SEPARATOR.join((part or "").encode() for part in parts))
 
     def texts(self, kind: str, texts: Sequence[str]) -> Hashes:
         """(n,) hashes of n texts, 0 for "".
@@ -75,7 +68,7 @@ class Hasher:
             lanes ^= lanes >> _HALF
             total = (lanes * self._weights[:words]).sum(axis=1, dtype=np.uint64)
             # The size tells apart what ends in NUL characters.
-            mixed = mix(total + sizes.astype(np.uint64) + np.uint64(self.id("kind", kind)))
+            mixed = mix(total + sizes.astype(np.uint64) + self._salt(kind))
         return np.where(sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
 
     def text(self, text: str) -> str:

@@ -77,7 +77,7 @@ class Ingest:
         if value is None or value.isspace() or not value:
             return [Reject(Reason.EMPTY, "the record is empty", self._where(record), size)]
         found = list(self._format.events(value))
-        latest = (record.log_ms / 1000 or self._clock.now()) + self._settings.future_s
+        now = self._clock.now()
         taken: list[UsageEvent | Reject] = []
         for i, event in enumerate(found):
             place = "" if len(found) == 1 else f"[{i}]"
@@ -86,11 +86,7 @@ class Ingest:
                 continue
             event.event_id = event.event_id or self._where(record) + place
             try:
-                event.ts = ts = event_time(event.ts)
-                if ts > latest:
-                    far = f"more than input.future_s ({self._settings.future_s:.0f} s)"
-                    raise Invalid(Reason.BAD_TIME, f"`ts` lies {far} in the future")
-                self._hash(event)
+                self._settle(event, record, now)
             except Invalid as invalid:
                 reason, detail = invalid.reason, invalid.detail
             except RecursionError:
@@ -110,15 +106,25 @@ class Ingest:
         if event is None:
             return None
         try:
-            event.ts = ts = event_time(event.ts)
-            if ts > (record.log_ms / 1000 or now) + self._settings.future_s:
-                return None
-            self._hash(event)
+            self._settle(event, record, now)
         except (Invalid, RecursionError):
             return None
         if not event.event_id:
             event.event_id = self._where(record)
         return event
+
+    def _settle(self, event: UsageEvent, record: Record, now: float) -> None:
+        """Puts a number in place of the event's time, and hashes in place of its contents.
+
+        Raises:
+            Invalid: its time cannot be.
+            RecursionError: its contents are nested too deeply.
+        """
+        event.ts = ts = event_time(event.ts)
+        if ts > (record.log_ms / 1000 or now) + self._settings.future_s:
+            far = f"more than input.future_s ({self._settings.future_s:.0f} s)"
+            raise Invalid(Reason.BAD_TIME, f"`ts` lies {far} in the future")
+        self._hash(event)
 
     def _where(self, record: Record) -> str:
         return self._name_of(record.source, record.position)
