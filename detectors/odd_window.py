@@ -176,7 +176,7 @@ class OddWindow(Detector):
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
-        self._verdicts = {}
+        self._verdicts, self._before = {}, np.empty(0)
         if not len(batch):
             return ()
         self.reserve(int(entity.row.max()) + 1)

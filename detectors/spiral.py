@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors import groups
 from detectors.base import (
     ALARM_FIELDS,
     Detector,
@@ -254,6 +255,28 @@ class SpiralConfig(DetectorConfig):
         source="half of the limit on turns: short talks repeat their formulas",
         ge=1,
     )
+    group_warning: float = setting(
+        40.0,
+        unit="messages",
+        why="Messages within ten minutes (faded) in a group of agents that only feed each other: warning.",
+        source="twice the limit on turns: several talks may go on side by side in a group",
+        gt=1,
+    )
+    group_critical: float = setting(
+        80.0,
+        unit="messages",
+        why="Messages within ten minutes (faded) in a group of agents that only feed each other: critical.",
+        source="twice the warning",
+        gt=1,
+    )
+    group_share: float = setting(
+        0.9,
+        unit="share",
+        why="So much of what reaches a group must come from inside for it to be closed.",
+        source="the share is the reproduction number of a steady group: well above the 0.6 taken for healthy",
+        gt=0,
+        le=1,
+    )
     amplification_warning: float = setting(
         10.0,
         unit="ratio",
@@ -315,16 +338,18 @@ class Spiral(Detector):
         started runs start more than 0.6 runs each, or messages cause more, with evidence of 14.75 (20) nats;
         the tree is 5 (8) levels deep; two agents exchange 20 (40) messages, or 6 (12) that repeat what was
         said, or any agents take 20 (40) turns, or 1 (4) of 10 turns repeat a message word for word, without a
-        new tool result in between; a task of several agents takes 10 (50) times the tokens or messages
-        that its kind takes at most. In brackets: critical.
-    Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by
-        the same agent have twice been about as large (for runs started directly); the root starts so many
-        that depth and nested runs are to be expected at 0.6; handoffs bring new tool results; fewer than 20
-        tasks of a kind have ended (for amplification); producers send no root run and no parents.
+        new tool result in between; three and more agents feed only each other, with 40 (80) messages within
+        ten minutes and no new tool result of theirs; a task of several agents takes 10 (50) times the tokens or
+        messages that its kind takes at most. In brackets: critical.
+    Quiet when: a planner starts up to some 50 workers within 10 s or by one model answer; trees begun by the same
+        agent have twice been about as large (for runs started directly); the root starts so many that depth and
+        nested runs are to be expected at 0.6; handoffs bring new tool results; groups are told what to do from
+        outside; fewer than 20 tasks of a kind have ended (for amplification); producers send no root run and no
+        parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
         pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
-        and messages each; about 770 bytes.
+        and messages each, and how much 8 agents wrote to each other; about 1176 bytes.
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -345,6 +370,7 @@ class Spiral(Detector):
                 "burst": (np.int64, 0),
                 "burst_round": (np.uint64, 0),
                 "runs": (np.int64, 0),
+                "caused": (np.bool_, False),  # some message has set a run going: parents are known
                 "depth": (np.int64, 0),
                 "base": (np.int64, 0),
                 "entry": (np.uint64, 0),
@@ -370,14 +396,15 @@ class Spiral(Detector):
         )
         # One alarm per rule, so that a deep tree does not hide a fan-out.
         of_starts = ("fan_out", "burst", "nested", "reproduction", "depth")
-        of_talk = ("ping_pong", "handoffs", "circle", "verbatim")
+        of_talk = ("ping_pong", "handoffs", "circle", "verbatim", "closed_group")
         self._alarms = {rule: Table(ALARM_FIELDS) for rule in (*of_starts, *of_talk, "amplification")}
         self._growth = Table(FIELDS)
+        self._groups = Table(groups.FIELDS)
         # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
         self._sizes: dict[int, list[int]] = {}
-        # Kind of task -> tokens and messages of its latest tasks, in bins of `LogGrid` (two bytes each).
+        # Kind of task -> tokens and messages of its latest tasks, in bins of `LogGrid`.
         self._tasks: dict[int, tuple[list[int], list[int]]] = {}
-        self.tables = {"trees": self._tree, "growth": self._growth} | self._alarms
+        self.tables = {"trees": self._tree, "growth": self._growth, "groups": self._groups} | self._alarms
         self._fleet = FleetFigures()
         self._usual_runs: dict[int, float] = {}
         self._usual_task: dict[int, tuple[float, float] | None] = {}
@@ -401,6 +428,7 @@ class Spiral(Detector):
             self._results(batch, at[is_result[at]])
             found += self._spawns(batch, at[batch.spawned[at]])
             found += self._messages(batch, at[is_message[at]])
+            found += self._closed_groups(batch, at[is_message[at]])
             found += self._amplified(batch, at)
         self._tree["spent"][entity.row] = entity.tokens  # of several in a row the last one stays
         found.sort(key=lambda pair: pair[0])
@@ -513,6 +541,7 @@ class Spiral(Detector):
         evidence = np.where(depth >= 3, evidence, 0.0)
         # A message that sets a run of its receiver going counts for reproduction; it starts no agent.
         started = batch.kind[at] != Kind.MESSAGE
+        tree["caused"][rows] |= ~started
         last = tree["ts"][rows]
         late = ts < last
         direct, below = started & (depth <= 1), started & (depth >= 2)
@@ -689,6 +718,28 @@ class Spiral(Detector):
                 found.append((i, self._finding(batch, i, rule, level, float(n[k]), warns, "messages", what, {})))
         return found
 
+    def _closed_groups(self, batch: EventBatch, at: Ints) -> list[tuple[int, Finding]]:
+        """Groups of three and more agents that only feed each other, however their talks go on side by side."""
+        if not len(at):
+            return []
+        config, rows = self.config, batch.entities[self.spec.scope].row[at]
+        size, inside, share = groups.advance(self._groups, rows, batch.ts[at], batch.sender[at], batch.receiver[at])
+        # Where agents take turns, the rules on turns tell it, and sooner; where it is known what caused what,
+        # the reproduction number does, and better.
+        told = (self._tree["turns"][rows] >= config.handoffs_warning) | self._tree["caused"][rows]
+        count = np.where((share >= config.group_share) & ~told, inside, 0.0)
+        found = []
+        limits = (config.group_warning, config.group_critical)
+        for k, level in self._speaking("closed_group", rows, count, *limits, batch.ts[at]):
+            i, n = int(at[k]), float(count[k])
+            what = (
+                f"has a group of {size[k]} agents that feed only each other: about {n:.0f} messages within "
+                f"{groups.WINDOW_S / 60:.0f} min, {share[k]:.0%} of all that reach them, no new tool result of theirs"
+            )
+            members = {"members": int(size[k]), "share": round(float(share[k]), 3)}
+            found.append((i, self._finding(batch, i, "closed_group", level, n, limits[0], "messages", what, members)))
+        return found
+
     def _circle(self, rows: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
         """Length of the circle in which all turns were taken, or 0."""
         path, circling = self._tree["path"][rows], self._tree["circling"][rows]
@@ -704,12 +755,13 @@ class Spiral(Detector):
         """Tasks that took many times what tasks of their kind have taken."""
         config, tree = self.config, self._tree
         entity = batch.entities[self.spec.scope]
-        known = np.isfinite(tree["usual_tokens"][entity.row[at]])
-        # A task of one agent that talks to nobody is no spiral, however much it takes.
-        at = at[known & ((tree["runs"] > 0) | (tree["messages"] > 0))[entity.row[at]]]
-        if not len(at):
-            return []
         rows = entity.row[at]
+        # A task of one agent that talks to nobody is no spiral, however much it takes.
+        shared = (tree["runs"][rows] > 0) | (tree["messages"][rows] > 0)
+        judged = np.isfinite(tree["usual_tokens"][rows]) & shared
+        if not judged.any():
+            return []
+        at, rows = at[judged], rows[judged]
         by_tokens = entity.tokens[at] / 1e3 / tree["usual_tokens"][rows]
         by_messages = tree["messages"][rows] / tree["usual_messages"][rows]
         ratio = np.maximum(by_tokens, by_messages)
@@ -727,7 +779,9 @@ class Spiral(Detector):
         if not len(at):
             return
         rows = batch.entities[self.spec.scope].row[at]
-        fresh = rows[~self._remember("results", rows, batch.result[at])]
+        new = ~self._remember("results", rows, batch.result[at])
+        fresh = rows[new]
+        groups.fruitful(self._groups, fresh, batch.sender[at][new])
         self._tree["hops"][fresh] = 0
         self._tree["echoes"][fresh] = 0
         self._tree["turns"][fresh] = 0

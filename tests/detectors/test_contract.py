@@ -43,7 +43,17 @@ def test_the_state_is_as_large_as_the_docstring_says(cls: type[Detector]) -> Non
         ("runaway", {"range"}),
         (
             "spiral",
-            {"fan_out", "nested", "reproduction", "depth", "ping_pong", "handoffs", "circle", "verbatim"},
+            {
+                "fan_out",
+                "nested",
+                "reproduction",
+                "depth",
+                "ping_pong",
+                "handoffs",
+                "circle",
+                "verbatim",
+                "closed_group",
+            },
         ),
     ],
 )

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -528,3 +529,43 @@ def test_the_latest_16_results_are_remembered(results: list[int]) -> None:
         detector.update(part)
         seen.append(int(detector.tables["trees"]["hops"][0]))
     assert seen[1:] == expected
+
+
+# ---------------------------------------------------------------------------------- closed groups
+
+
+def aside(n: int, gap_s: float = 3.0, **more: Any) -> list[Event]:
+    """Four agents whose talks go on side by side: nobody answers the last message."""
+    pairs = [("ab", "cd", "bc", "da")[i % 4] for i in range(n)]
+    return every(gap_s, [message(one, other, f"words {i}", **more) for i, (one, other) in enumerate(pairs)])
+
+
+def test_agents_that_only_feed_each_other_are_told_however_their_talks_overlap() -> None:
+    found = find(Spiral, aside(200))
+    assert {finding.rule for finding in found} == {"closed_group"}
+    # A message every 3 s, three or four to a tick of 10 s, fading by a sixtieth each: 40 after 2 min.
+    assert [(f.severity, round(f.ts - START)) for f in found[:1]] == [("warning", 141)]
+    assert any(f.severity == "critical" for f in found)
+    assert found[0].evidence["members"] == 4
+    assert found[0].reason.startswith("task task has a group of 4 agents that feed only each other: about 42 messages")
+
+
+def test_a_group_that_is_given_work_from_outside_is_quiet() -> None:
+    # As many orders from somebody who hears nothing back: half of what reaches the group is from inside.
+    orders = every(3.0, [message("boss", "abcd"[i % 4], f"order {i}") for i in range(200)], start=1.5)
+    events = sorted(aside(200) + orders, key=lambda event: event.ts)
+    assert [finding for finding in find(Spiral, events) if finding.rule == "closed_group"] == []
+
+
+def test_a_group_that_brings_new_results_is_quiet() -> None:
+    results = every(30.0, [call("x", f"result {i}", agent="abcd"[i % 4]) for i in range(20)], start=1.0)
+    events = sorted(aside(200) + results, key=lambda event: event.ts)
+    assert [finding for finding in find(Spiral, events) if finding.rule == "closed_group"] == []
+
+
+def test_where_messages_set_runs_going_their_reproduction_is_judged_instead() -> None:
+    assert find(Spiral, aside(200, spawned=True, depth=1)) == []
+
+
+def test_a_slow_group_is_quiet() -> None:
+    assert find(Spiral, aside(200, gap_s=20.0)) == []
