@@ -672,10 +672,9 @@ class Spiral(Detector):
         for k, level in self._speaking("ping_pong", rows, count, warning, critical, batch.ts[at]):
             i = int(at[k])
             how = " that repeat what was said" if by_echo[k] else ""
-            what = (
-                f"has {batch.agent_id[i]} and {batch.to_agent_id[i]} exchange {int(count[k])} messages{how} "
-                "without a new tool result"
-            )
+            one, other = batch.agent_id[i], batch.to_agent_id[i]
+            who = f"{one} and {other}" if one != other else f"runs of {one}"
+            what = f"has {who} exchange {int(count[k])} messages{how} without a new tool result"
             found.append(
                 (
                     i,

@@ -569,3 +569,8 @@ def test_where_messages_set_runs_going_their_reproduction_is_judged_instead() ->
 
 def test_a_slow_group_is_quiet() -> None:
     assert find(Spiral, aside(200, gap_s=20.0)) == []
+
+
+def test_runs_of_one_agent_that_write_to_each_other_are_called_so() -> None:
+    found = find(Spiral, every(1, conversation(20, between=("worker", "worker"))))
+    assert found[0].reason == "task task has runs of worker exchange 20 messages without a new tool result"
