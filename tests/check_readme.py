@@ -98,9 +98,9 @@ def problems(text: str, targets: set[str], help_of: Help, root: Path = ROOT) -> 
             yield from (f"{line}: {problem}" for problem in _cli_problems(rest, help_of))
         for word in words:
             if "/" in word and re.fullmatch(r"[\w.][\w./-]*", word) and not (root / word).exists():
-                # Only what starts like the repository is meant to be in it; `.venv` and data are made later.
+                # Only what starts like the repository is meant to be in it; `.venv`, `.cache` and data are made later.
                 first = word.split("/")[0]
-                if first != ".venv" and (root / first).is_dir():
+                if first not in (".venv", ".cache") and (root / first).is_dir():
                     yield f"{line}: there is no {word}"
 
 
