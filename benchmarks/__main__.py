@@ -1,21 +1,26 @@
-"""All benchmarks, one after the other: `make bench`, or `python -m benchmarks`."""
+"""All benchmarks, one after the other: `make bench`, or `python -m benchmarks`.
+
+Each is a process of its own: what one leaves behind, or breaks, is not the next one's.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from benchmarks import detectors_alone, latency, results, scaling, stages, throughput
+from benchmarks import results
 from benchmarks.contenders import CONTENDERS
 from benchmarks.screen import add_seconds, command_line, parser, say
 
-PARTS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "stages": stages.main,
-    "detectors": detectors_alone.main,
-    "throughput": throughput.main,
-    "latency": latency.main,
-    "scaling": scaling.main,
+PARTS = {
+    "stages": "benchmarks.stages",
+    "detectors": "benchmarks.detectors_alone",
+    "throughput": "benchmarks.throughput",
+    "latency": "benchmarks.latency",
+    "scaling": "benchmarks.scaling",
 }
+"""Part -> the module that measures it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = []
     for part in options.parts:
         say(f"== {part}")
-        try:
-            PARTS[part]([*common, *given[part]])
-        except Exception as error:  # the others are worth having
-            say(f"{part} failed: {type(error).__name__}: {str(error)[:1000]}")
+        command = [sys.executable, "-m", PARTS[part], *common, *given[part]]
+        code = subprocess.run(command, check=False).returncode
+        if code:  # the others are worth having
+            say(f"{part} failed: it ended with {code}")
             failed.append(part)
     rows = results.bars(results.load(options.json))
     sys.stdout.write("\n" + results.text_table(results.BARS_HEAD, rows) + "\n")
