@@ -395,7 +395,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     # ----------------------------------------------------------------------------------- incidents
 
-    incident_stage = IncidentStage(settings.incidents, topics)
+    incident_stage = IncidentStage(settings.incidents, topics, clock)
     publish = _publisher(send)
     runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
     acting: set[asyncio.Task[Any]] = set()

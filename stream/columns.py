@@ -46,13 +46,26 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "in_tree": np.dtype("?"),  # the producer says what tree of runs the event belongs to
     "source": np.dtype("<i4"),  # partition of the input topic, or number of the input file
     "position": np.dtype("<i8"),  # offset, or line
+    "item": np.dtype("<i4"),  # which of the record's events it is, from 0
     "log_ms": np.dtype("<i8"),  # when the record was logged, ms since 1970; 0 in files
     "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
 }
 
 _SIZE = np.dtype("<u4")
-_FORMAT = 3
+_FORMAT = 4
 """Version of the packed record; raise it with every change to the columns."""
+
+
+def items(source: Ints, position: Ints) -> Ints:
+    """(n,) which of its record's events each event is, from 0; the events of a record follow each other.
+
+    >>> items(np.array([0, 0, 0, 1]), np.array([5, 5, 6, 6])).tolist()
+    [0, 1, 0, 0]
+    """
+    n = np.arange(len(position))
+    begins = np.r_[True, (position[1:] != position[:-1]) | (source[1:] != source[:-1])][: len(n)]
+    numbers: Ints = n - np.maximum.accumulate(np.where(begins, n, 0))
+    return numbers
 
 
 class _Blob:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.base import READINESS, Detector, FleetFigures
+from detectors.base import READINESS, Detector, FleetFigures, StateError, TablePage
 from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 from stream.columns import Columns
 from stream.entities import Entities
@@ -35,6 +37,9 @@ _STEADY = 5
 
 _RUNS_KEPT = 1000
 """Runs remembered per tree; of larger trees the older half is forgotten."""
+
+_NAME_CHARS = 64
+"""Runs with longer ids are known in their tree by a hash."""
 
 _REACHES = (Kind.SPAWN, Kind.MESSAGE)
 """Kinds of events that set the run in `to_run_id` going."""
@@ -97,7 +102,8 @@ class Engine:
         self.quarantined: dict[str, str] = {}
         """Detectors that raised, with the error: they are left out until the process starts again."""
         self._trees = _Trees() if Scope.ROOT in scopes else None
-        self._seen = _RecentIds(settings.engine.duplicate_ids)
+        self.seen = RecentIds(settings.engine.duplicate_ids)
+        """Ids of the latest events."""
         self._tail = np.full(_STEADY - 1, -np.inf)
         self._latest = {scope: np.empty(0, np.int64) for scope in self._entities}
         self._clock = float("-inf")
@@ -270,7 +276,7 @@ class Engine:
     def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints]:
         """Without duplicates and late events; where the others stood, and the rows of their runs."""
         ids = columns.numbers["event"]
-        first = self._seen.add(ids)
+        first = self.seen.add(ids)
         kept = np.arange(len(ids))
         if first is not None:
             self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
@@ -284,6 +290,89 @@ class Engine:
             self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
             columns, kept, rows = columns.take(~late), kept[~late], rows[~late]
         return columns, kept, rows
+
+    # ----------------------------------------------------------------------------- saved state
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Scopes whose entities have rows here."""
+        return tuple(self._entities)
+
+    @property
+    def detectors(self) -> Mapping[str, Detector]:
+        """The detectors at work, by name."""
+        return self._detectors
+
+    def changed(self, scope: Scope) -> Ints:
+        """Rows whose state differs from what it was when this was asked before, ascending."""
+        return self._entities[scope].changed()
+
+    def all_changed(self) -> None:
+        """All state is to be saved anew."""
+        for entities in self._entities.values():
+            entities.all_changed()
+        self.seen.all_changed()
+
+    def row_bytes(self, scope: Scope) -> int:
+        """About how many bytes `dump` takes per row; trees come on top."""
+        tables = [t for d in self._of(scope).values() for t in d.tables.values()]
+        return self._entities[scope].row_bytes + sum(table.row_bytes for table in tables)
+
+    def dump(self, scope: Scope, rows: Ints) -> SavedRows:
+        """The state of rows (k,)."""
+        return SavedRows(
+            rows.astype("<i4").tobytes(),
+            self._entities[scope].dump(rows),
+            {name: detector.dump(rows) for name, detector in self._of(scope).items()},
+            self._trees.dump(rows) if scope is Scope.ROOT and self._trees is not None else [],
+        )
+
+    def load(self, scope: Scope, saved: SavedRows, anew: Collection[str] = ()) -> Ints:
+        """Takes what `dump` gave into the same rows of an engine that has seen nothing yet; gives the rows.
+
+        What was saved by detectors that are not at work is left out; a detector that saved nothing begins anew.
+
+        Args:
+            anew: Detectors whose saved state is not to be used.
+
+        Raises:
+            StateError: it is damaged, or of another version.
+        """
+        rows = np.frombuffer(saved.rows, "<i4").astype(np.int64)
+        self._entities[scope].load(rows, saved.entities)
+        for name, detector in self._of(scope).items():
+            detector.reserve(int(rows.max(initial=-1)) + 1)
+            page = None if name in anew else saved.detectors.get(name)
+            if page is None:
+                # Not `forget`: there a detector may learn from what ends.
+                for table in detector.tables.values():
+                    table.clear(rows)
+            else:
+                detector.load(rows, page)
+        if self._trees is not None and saved.trees:
+            self._trees.load(rows, saved.trees)
+        return rows
+
+    def _of(self, scope: Scope) -> dict[str, Detector]:
+        return {name: detector for name, detector in self._detectors.items() if detector.spec.scope is scope}
+
+    def time(self) -> SavedTime:
+        """What is known of the stream's time."""
+        latest = {scope.value: rows.tolist() for scope, rows in self._latest.items()}
+        return SavedTime(self._clock, self._tail.tolist(), latest)
+
+    def loaded(self, time: SavedTime) -> None:
+        """All rows have been loaded.
+
+        Raises:
+            StateError: the time is damaged.
+        """
+        if len(time.tail) != len(self._tail) or set(time.latest) != {scope.value for scope in self._entities}:
+            raise StateError("the saved time of the stream is damaged")
+        for entities in self._entities.values():
+            entities.loaded()
+        self._clock, self._tail = time.clock, np.array(time.tail)
+        self._latest = {scope: np.array(time.latest[scope.value], np.int64) for scope in self._entities}
 
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
         for i in np.flatnonzero(which).tolist():
@@ -301,12 +390,58 @@ _IDS = {Scope.RUN: "run", Scope.AGENT: "sender", Scope.ROOT: "root"}
 """Which column tells the entities of a scope apart."""
 
 
-class _RecentIds:
-    """The latest event ids, by their hashes: at least `size` of them, at most twice as many."""
+class SavedRows(msgspec.Struct, array_like=True):
+    """State of rows of one scope.
+
+    Attributes:
+        rows: Their numbers, 32 bits each.
+        entities: Of the engine's own table.
+        detectors: Name -> page of `Detector.dump`.
+        trees: Of each row, where the scope is that of trees.
+    """
+
+    rows: bytes
+    entities: TablePage
+    detectors: dict[str, bytes]
+    trees: list[msgspec.Raw]
+
+
+class SavedTime(msgspec.Struct, array_like=True):
+    """The stream's clock, and what it is made of."""
+
+    clock: float
+    tail: list[float]
+    latest: dict[str, list[int]]
+
+
+class RecentIds:
+    """The latest ids, by their hashes: at least `size` of them, at most twice as many, in two generations.
+
+    Ids are only ever added to the young generation, so what is new since it was last saved is easily told.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._young, self._old = SlotMap(), SlotMap()
+        self.generation = 0
+        """Number of the young generation; the old one has the number before."""
+        self._new: dict[int, list[Hashes]] = {}
+
+    def changed(self) -> dict[int, Hashes]:
+        """Generation -> ids that it has gained since this was asked before."""
+        new, self._new = self._new, {}
+        return {generation: np.concatenate(parts) for generation, parts in new.items()}
+
+    def all_changed(self) -> None:
+        """All ids are to be saved anew."""
+        self._new = {self.generation - 1: [self._old.ids()], self.generation: [self._young.ids()]}
+
+    def load(self, generation: int, young: Hashes, old: Hashes) -> None:
+        """Takes in saved generations, before any id."""
+        self.generation = generation
+        self._young, self._old = SlotMap(), SlotMap()
+        for slots, ids in ((self._young, young), (self._old, old)):
+            slots.add(ids, np.zeros(len(ids), np.int64))
 
     def add(self, ids: Hashes) -> Bools | None:
         """Remembers ids; (n,) true where an id was not known, or None if none was known."""
@@ -320,6 +455,8 @@ class _RecentIds:
             if len(self._young) >= self._size:
                 self._young, self._old = self._old, self._young
                 self._young.clear()
+                self.generation += 1
+                self._new.pop(self.generation - 2, None)
         first = np.concatenate(parts) if parts else np.empty(0, bool)
         return None if first.all() else first
 
@@ -329,6 +466,7 @@ class _RecentIds:
         # Of the old generation nothing is taken over: what is known twice would fill the new one.
         fresh = ids[here & ~young]
         self._young.add(fresh, np.zeros(len(fresh), np.int64))
+        self._new.setdefault(self.generation, []).append(fresh)
         return here & ~young & (self._old.find(ids) < 0)
 
 
@@ -354,6 +492,7 @@ class _Trees:
             strict=True,
         )
         for i, (row, new, root, run, parent, child, what) in enumerate(events):
+            root, run = _short(root), _short(run)
             if new:
                 self._depths[row] = {root: 0}
             tree = self._depths[row]
@@ -361,9 +500,10 @@ class _Trees:
             if own is None:
                 # A run of unknown origin is no evidence of spawning: services put all their sessions
                 # under one root.
-                own = tree[run] = tree.get(parent, 0) + 1
+                own = tree[run] = tree.get(_short(parent), 0) + 1
                 spawned[i] = bool(parent)
             depth[i] = own
+            child = child and _short(child)
             if child and what in _REACHES and child not in tree:
                 # Who is written to is set going, but handing on is no descent: it ends at the third level.
                 tree[child] = depth[i] = own + 1 if what == Kind.SPAWN else max(own, min(own + 1, _HANDED_ON))
@@ -376,3 +516,33 @@ class _Trees:
         """The trees of these rows are gone."""
         for row in rows.tolist():
             self._depths.pop(row, None)
+
+    def dump(self, rows: Ints) -> list[msgspec.Raw]:
+        """The trees of these rows."""
+        return [msgspec.Raw(msgspec.msgpack.encode(self._depths.get(row))) for row in rows.tolist()]
+
+    def load(self, rows: Ints, saved: Sequence[msgspec.Raw]) -> None:
+        """Takes what `dump` gave.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        try:
+            trees = [_decode_tree(raw) for raw in saved]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StateError("a saved tree is damaged") from error
+        if len(trees) != len(rows):
+            raise StateError("saved trees are damaged: there are more or fewer than rows")
+        for row, tree in zip(rows.tolist(), trees, strict=True):
+            if tree is None:
+                self._depths.pop(row, None)
+            else:
+                self._depths[row] = tree
+
+
+def _short(run: str) -> str:
+    """The name of a run in its tree: with long ones the state of a tree would outgrow a record."""
+    return run if len(run) <= _NAME_CHARS else hashlib.blake2b(run.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+_decode_tree = msgspec.msgpack.Decoder(dict[str, int] | None).decode

@@ -31,5 +31,9 @@ class BrokerError(BurnfuseError):
     """Kafka cannot be reached or refuses what was asked."""
 
 
+class SavedStateError(BurnfuseError):
+    """Saved state cannot be used: it is of another version, of other settings, or damaged."""
+
+
 class PackedRecordError(BurnfuseError):
     """A record on an inner topic is damaged or of another version."""

@@ -10,7 +10,7 @@ import numpy as np
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Hashes, Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, Columns
+from stream.columns import NUMBERS, Columns, items
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
@@ -218,6 +218,7 @@ class Ingest:
             "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
+            "item": items(*np.array([(record.source, record.position) for record in origins], np.int64).T),
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
