@@ -467,8 +467,6 @@ def refuse_versions(saved: Mapping[str, int], engine: Engine, name: str) -> None
         )
 
 
-
-
 # -------------------------------------------------------------------------------- state of incidents
 
 
