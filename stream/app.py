@@ -25,7 +25,7 @@ def build(settings: Settings, folder: str) -> Any:
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.
     """
-    counts = layout(settings.kafka)
+    counts = layout(settings)
     app = faust.App(
         settings.kafka.app_id,
         broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers],

@@ -41,7 +41,7 @@ from stream.state import (
     shapes,
 )
 from stream.text import clean
-from stream.wire import decode_finding, encode_finding
+from stream.wire import decode_finding, encode_finding, incident_json
 
 _MAX_PACKED_BYTES = 900_000
 """Packed records are split below this; brokers take 1 MiB unless told otherwise."""
@@ -69,6 +69,9 @@ class Topics:
     calibration: str
     proposals: str
     kill_state: str
+    state_watch: str
+    state_graph: str
+    state_incidents: str
 
     @classmethod
     def of(cls, kafka: KafkaSettings) -> Topics:
@@ -84,6 +87,9 @@ class Topics:
             calibration=f"{p}.calibration",
             proposals=f"{p}.kill.proposals",
             kill_state=f"{p}.kill.state",
+            state_watch=f"{p}.state.watch",
+            state_graph=f"{p}.state.graph",
+            state_incidents=f"{p}.state.incidents",
         )
 
 
@@ -229,6 +235,15 @@ class DetectStage:
         """Where the partition's reader stands, as of the latest step."""
         return self._sequencer.position
 
+    @property
+    def end(self) -> int:
+        """Offset of the first record that has not been taken in."""
+        return self._sequencer.position.end
+
+    def outgoing(self) -> list[Message]:
+        """Messages that go out with the next checkpoint: none, for findings cannot wait."""
+        return []
+
     def read_again(self) -> None:
         """The partition's records come again, from somewhere below `position.first` on."""
         self._sequencer.resume(self._sequencer.position)
@@ -361,6 +376,7 @@ class IncidentStage:
         self._seen = RecentIds(_FINDINGS_KEPT)
         self._state = IncidentState(self.incidents, self._seen, self._name)
         self._end = 0
+        self._outgoing: list[Message] = []
         self.seen_before = 0
         """Findings that were sent again, after a crash."""
 
@@ -398,8 +414,18 @@ class IncidentStage:
     # ------------------------------------------------------------------------- what is to be done
 
     def begin(self, change: Change) -> int:
-        """Notes that actions are to be taken on a change, until `finish`; gives its number."""
+        """Notes that a change is to be told, and that actions are to be taken on it until `finish`; gives its number."""
+        value = _encode(incident_json(change.incident) | {"change": change.kind})
+        self._outgoing.append(Message(self._topics.incidents, change.incident.id.encode(), value))
         return self._state.begin(change.incident)
+
+    def outgoing(self) -> list[Message]:
+        """Changes that go out with the next checkpoint: they are told together with being saved, or not at all."""
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def read_again(self) -> None:
+        """The records come again; those that have been taken in are known."""
 
     def finish(self, number: int, remembered: Mapping[str, bytes]) -> None:
         """Actions have been taken on the change of this number.
