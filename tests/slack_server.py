@@ -63,6 +63,7 @@ class SlackServer:
     async def handle(self, request: web.Request) -> web.Response:
         form = await request.read()
         arguments = json.loads(form) if request.content_type == "application/json" else dict(await request.post())
+        arguments |= dict(request.query)
         for name in ("blocks", "metadata"):
             if isinstance(arguments.get(name), str):
                 arguments[name] = json.loads(arguments[name])
@@ -110,6 +111,7 @@ async def slack_server() -> AsyncIterator[SlackServer]:
     server = SlackServer()
     app = web.Application()
     app.router.add_post("/api/{method}", server.handle)
+    app.router.add_get("/api/{method}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -188,7 +188,9 @@ def test_what_may_pass_is_tried_again(answer: Answer, outcome: Retry) -> None:
         server.answers.append(answer)
         assert await slack.execute(ESCALATED) == outcome
         assert isinstance(await slack.execute(ESCALATED), Sent)
-        assert server.methods == ["chat.postMessage"] * 2 + ["chat.update"] * 2
+        # Where it is not clear whether the message was posted, it is looked for first.
+        said = [method for method in server.methods if method.startswith("chat.")]
+        assert said == ["chat.postMessage"] * 2 + ["chat.update"] * 2
 
     with_slack(use)
 
