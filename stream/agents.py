@@ -12,11 +12,10 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -25,16 +24,18 @@ from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Tools
 from stream.actions.runner import Runner
+from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
-from stream.incidents import Change
+from stream.incidents import Change, Incident
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
-from stream.wire import incident_json
+from stream.state import origin
+from stream.topics import state_topics
 
 log = logging.getLogger(__name__)
 
@@ -244,11 +245,18 @@ class _Run:
                 event.ack()
 
 
-def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+def attach(
+    app: Any,
+    settings: Settings,
+    counts: dict[str, int],
+    clock: Clock,
+    crash: Callable[[BaseException], Awaitable[None]],
+) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
+        crash: Stops the worker.
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
@@ -269,6 +277,46 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # Whose events are judged where they are read: in the input's partitions, or in those of the shuffle.
     watched = topics.usage if keyed else topics.events
 
+    # ------------------------------------------------------------------------------------ saved state
+
+    state_of = state_topics(settings)
+    hash_key = secret("hash_key")
+    standby = (
+        Standby(settings.kafka, {state: counts[home] for home, state in state_of.items()})
+        if settings.state.standby
+        else None
+    )
+    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash)
+    keepers: dict[Place, Keeper[Any]] = {}
+
+    def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:
+        return Keeper(keeping, place, state_of[place[0]], origin(place[0], counts[place[0]], hash_key), make)
+
+    def at_work() -> list[DetectStage]:
+        """Stages of detectors whose state has been restored."""
+        return [k.stage for k in keepers.values() if isinstance(k.stage, DetectStage)]
+
+    async def by_partition(name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[None]]) -> None:
+        """Hands events to their partition's keeper; those of partitions that are being restored wait."""
+        grouped: dict[int, list[Any]] = defaultdict(list)
+        for event in events:
+            grouped[event.message.partition].append(event)
+        for partition, mine in grouped.items():
+            kept = keepers.get((name, partition))
+            if kept is not None and kept.stage is not None:
+                await work(kept, mine)
+            elif kept is not None:
+                kept.held += mine
+                app.consumer.pause_partitions({mine[0].message.tp})
+
+    async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[None]]) -> None:
+        """What waited for a partition to be restored is worked on, and more is read."""
+        held, kept.held = kept.held, []
+        if held:
+            now = app.consumer_generation_id
+            await work(kept, [event for event in held if event.message.generation_id == now])
+            app.consumer.resume_partitions({held[0].message.tp})
+
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
         await _batches(app, "ingest", stream, settings, busy["ingest"], keyed_batch if keyed else ingest_batch)
@@ -282,16 +330,18 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             event.ack()
 
     async def keyed_batch(events: list[Any]) -> None:
+        await by_partition(topics.usage, events, keyed_events)
+
+    async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> None:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             messages, handed = ingest_stage.hand_over(records)
             await send(messages)
             progress.passed_on(records)
-        for partition, packed in handed.items():
-            chosen = stage(watched, partition)
-            mine = [event for event in events if event.message.partition == partition]
-            chosen.take(packed, _Run(mine, parts=1))
-            await step(chosen)
+        for packed in handed.values():  # of one partition, the keeper's
+            if kept.stage is not None:
+                kept.stage.take(packed, _Run(events, parts=1), events[-1].message.offset)
+                await step(kept)
 
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
@@ -307,49 +357,46 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             await send(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
         if keyed:
             for partition, ms in news.items():
-                chosen = stage(watched, partition)
-                chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
-                await step(chosen)
+                kept = keepers.get((watched, partition))
+                if kept is not None and kept.stage is not None:
+                    kept.stage.take(own(Columns.empty(), ms), None)
+                    await step(kept)
 
     # ------------------------------------------------------------------------------ watch and graph
 
     fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
     figures = fixed or FleetFigures()
-    detect: dict[tuple[str, int], DetectStage] = {}
-    # A partition's clock must not overtake its findings: their incident would be resolved before they come.
-    order: WeakKeyDictionary[DetectStage, asyncio.Lock] = WeakKeyDictionary()
 
-    def stage(name: str, partition: int) -> DetectStage:
-        found = detect.get((name, partition))
-        if found is None:
-            scopes = WATCH if name == watched else GRAPH
-            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
-            found.calibrate(figures)
-            detect[name, partition] = found
-            order[found] = asyncio.Lock()
-        return found
+    def detect_stage(name: str, partition: int) -> DetectStage:
+        scopes = WATCH if name == watched else GRAPH
+        made = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
+        made.calibrate(figures)
+        return made
 
-    async def step(chosen: DetectStage) -> None:
-        async with order[chosen]:
+    async def step(kept: Keeper[DetectStage]) -> None:
+        # A partition's clock must not overtake its findings: their incident would be resolved before they come.
+        # And what is saved as worked on must have led to what is on Kafka.
+        async with kept.order:
+            chosen = kept.stage
+            if chosen is None:
+                return
             messages, done = chosen.step()
             await send(messages)
-        for run in done:
-            run.done()
+            kept.covered(done)
+
+    async def detect(kept: Keeper[DetectStage], events: Sequence[Any]) -> None:
+        chosen = kept.stage
+        if chosen is None:
+            return
+        letters = []
+        for event in events:
+            run = _Run([event], parts=len(event.message.value))
+            letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
+        await send([letter for letter in letters if letter is not None])
+        await step(kept)
 
     async def detect_batch(name: str, events: Sequence[Any]) -> None:
-        by_partition: dict[int, list[Any]] = defaultdict(list)
-        for event in events:
-            by_partition[event.message.partition].append(event)
-        for partition, mine in by_partition.items():
-            chosen = stage(name, partition)
-            for event in mine:
-                run = _Run([event], parts=len(event.message.value))
-                for raw in event.message.value:
-                    letter = chosen.add(raw.value, run)
-                    if letter is not None:
-                        await send([letter])
-                        run.done()
-            await step(chosen)
+        await by_partition(name, events, detect)
 
     if not keyed:
 
@@ -361,19 +408,27 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     async def graph_agent(stream: Any) -> None:
         await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
 
+    async def resume(kept: Keeper[DetectStage]) -> None:
+        if kept.stage is not None:
+            kept.stage.calibrate(figures)  # there may be new ones since it was made
+        if keyed and kept.place[0] == watched:
+            await catch_up(kept, keyed_events)
+        else:
+            await catch_up(kept, detect)
+
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
-        for chosen in list(detect.values()):
-            if chosen.waiting:  # for an input partition that nobody reads any more
-                await step(chosen)
-            async with order[chosen]:
-                message = chosen.clock_message()
-                await send([message] if message is not None else [])
+        for kept in list(keepers.values()):
+            if isinstance(kept.stage, DetectStage) and kept.stage.waiting:
+                await step(kept)  # for an input partition that nobody reads any more
+            async with kept.order:
+                if isinstance(kept.stage, DetectStage) and (message := kept.stage.clock_message()) is not None:
+                    await send([message])
 
     def use(new: FleetFigures) -> None:
         nonlocal figures
         figures = new
-        for chosen in detect.values():
+        for chosen in at_work():
             chosen.calibrate(new)
 
     if fixed is None:
@@ -387,53 +442,104 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         async def publish_calibration() -> None:
             await send(
                 [
-                    Message(topics.calibration, f"{name}/{partition}".encode(), calibration.encode(share))
-                    for (name, partition), chosen in detect.items()
+                    Message(topics.calibration, chosen.name.encode(), calibration.encode(share))
+                    for chosen in at_work()
                     if (share := calibration.merge([chosen.engine.sketch()])).version != "none"
                 ]
             )
 
     # ----------------------------------------------------------------------------------- incidents
 
-    incident_stage = IncidentStage(settings.incidents, topics, clock)
     publish = _publisher(send)
     runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
     acting: set[asyncio.Task[Any]] = set()
     heard: dict[str, float] = {}
 
-    async def tell(changes: Iterable[Change]) -> None:
-        for change in changes:
-            incident = change.incident
-            value = msgspec.json.encode(incident_json(incident) | {"change": change.kind})
-            await send([Message(topics.incidents, incident.id.encode(), value)])
-            # Slack may be slow; the next finding must not wait for it.
-            task = asyncio.create_task(runner.act(incident))
-            acting.add(task)
-            task.add_done_callback(acting.discard)
+    def incident_stage() -> IncidentStage:
+        return IncidentStage(settings.incidents, topics, clock)
+
+    async def act(chosen: IncidentStage, number: int, incident: Incident, again: bool) -> None:
+        await runner.act(incident, again=again)
+        chosen.finish(number, runner.remembered(incident.id))
+        if chosen is known.get("stage"):
+            doing.discard(number)
+
+    def begin(chosen: IncidentStage, number: int, incident: Incident, *, again: bool = False) -> None:
+        # Slack may be slow; the next finding must not wait for it.
+        doing.add(number)
+        task = asyncio.create_task(act(chosen, number, incident, again))
+        acting.add(task)
+        task.add_done_callback(acting.discard)
+
+    async def tell(kept: Keeper[IncidentStage], changes: Iterable[Change]) -> None:
+        """Changes are told and saved together; then something is done about them."""
+        chosen = kept.stage
+        if chosen is None:
+            return
+        begun = [(chosen.begin(change), change.incident) for change in changes]
+        while begun and not await kept.save():
+            if kept.stage is not chosen:
+                return  # whoever has the partition now finds the changes in its findings
+            await asyncio.sleep(1.0)
+        for number, incident in begun:
+            begin(chosen, number, incident)
+
+    async def go_on(kept: Keeper[IncidentStage]) -> None:
+        """Takes up what a process that is gone has left undone."""
+        chosen = kept.stage
+        if chosen is None:
+            return
+        if chosen is not known.get("stage"):
+            known["stage"] = chosen
+            doing.clear()
+            for action, incident_id, saved in chosen.remembered:
+                runner.remember(action, incident_id, saved)
+        for number, incident in chosen.pending.items():
+            if number not in doing:
+                begin(chosen, number, incident, again=True)
+        await catch_up(kept, tell_findings)
+
+    known: dict[str, IncidentStage] = {}
+    doing: set[int] = set()
+    """Numbers of changes that actions are being taken on."""
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
         await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
 
     async def incident_batch(events: list[Any]) -> None:
-        for event in events:
-            for raw in event.message.value:
-                changes, letter = incident_stage.process(raw.value)
-                await send([letter] if letter is not None else [])
-                await tell(changes)
-            event.ack()
-        for source in incident_stage.incidents.sources:
+        with suppress(FencedError):  # its keeper is told so as well
+            await by_partition(topics.findings, events, tell_findings)
+
+    async def tell_findings(kept: Keeper[IncidentStage], events: list[Any]) -> None:
+        chosen = kept.stage
+        if chosen is None:
+            return
+        async with kept.order:
+            changes, letters = [], []
+            for raw in (raw for event in events for raw in event.message.value):
+                changed, letter = chosen.process(raw.value, raw.offset)
+                changes += changed
+                letters += [letter] if letter is not None else []
+            await send(letters)
+            kept.covered([_Run([event], parts=1) for event in events])
+        for source in chosen.incidents.sources:
             heard[source] = clock.monotonic()
+        await tell(kept, changes)
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:
         # Where nothing comes any more, the wall clock goes on.
+        kept = keepers.get((topics.findings, 0))
+        if kept is None or not isinstance(chosen := kept.stage, IncidentStage):
+            return
         now = clock.monotonic()
-        for source in incident_stage.incidents.sources:
+        for source in chosen.incidents.sources:
             silent = now - heard.setdefault(source, now)
             if silent >= 1.0:
                 heard[source] = now
-                await tell(incident_stage.incidents.idle(silent, source))
+                with suppress(FencedError):
+                    await tell(kept, chosen.incidents.idle(silent, source))
 
     # ----------------------------------------------------------------------------- life of the worker
 
@@ -441,6 +547,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     async def finish(*_: Any, **__: Any) -> None:
         if acting:
             await asyncio.wait(acting, timeout=10)
+        await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
+        await asyncio.gather(*(kept.close() for kept in keepers.values()))
         await runner.close()
         await progress.stop()
 
@@ -450,6 +558,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         for lock in list(busy.values()):
             async with lock:
                 pass
+        if acting:
+            await asyncio.wait(acting, timeout=1.0)
+        await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await app.consumer.commit()
 
     @app.on_partitions_assigned.connect
@@ -458,16 +569,28 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         progress.reassign({partition for name, partition in mine if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
         # its state. What was not acknowledged comes again.
-        for place in list(detect):
-            if place in mine:
-                detect[place].forget_waiting()
-            else:
-                del detect[place]
+        gone = [keepers.pop(place) for place in set(keepers) - mine]
+        await asyncio.gather(*(kept.close() for kept in gone))
+        if any(kept.place[0] == topics.findings for kept in gone):
+            for task in acting:  # whoever has them now does it, after looking whether it was done
+                task.cancel()
+        for place in sorted(place for place in mine if place[0] in state_of):
+            if place not in keepers:
+                make = incident_stage if place[0] == topics.findings else partial(detect_stage, *place)
+                keepers[place] = keeper(place, make)
+            kept = keepers[place]
+            kept.start(partial(go_on if place[0] == topics.findings else resume, kept))
         log.info("reading %d partitions", len(mine))
 
     @app.task
     async def start_progress() -> None:
         await progress.start()
+
+    if standby is not None:
+
+        @app.task
+        async def follow_states() -> None:
+            await standby.follow()
 
 
 def _record(raw: Any) -> Record:

@@ -10,17 +10,19 @@ from mode import Worker
 
 from stream.agents import attach
 from stream.clock import SystemClock
+from stream.errors import BurnfuseError
 from stream.settings import Settings
 from stream.stages import Topics
 from stream.topics import layout
 from stream.transport import Transport
 
 
-def build(settings: Settings, folder: str) -> Any:
+def build(settings: Settings, folder: str, failures: list[BurnfuseError]) -> Any:
     """The application with its agents, for the topics as they are.
 
     Args:
         folder: Faust wants one for tables on disk; there are none.
+        failures: Gets the errors that stop the worker and that the user can do something about.
 
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.
@@ -50,13 +52,32 @@ def build(settings: Settings, folder: str) -> Any:
     topics = Topics.of(settings.kafka)
     agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
     app.transport = Transport(app, agents_read, settings.kafka.batch_records)
-    attach(app, settings, counts, SystemClock())
+
+    async def crash(error: BaseException) -> None:
+        if isinstance(error, BurnfuseError):
+            failures.append(error)
+        await app.crash(error)
+
+    attach(app, settings, counts, SystemClock(), crash)
     return app
 
 
 def run(settings: Settings) -> None:
-    """Runs a worker until it gets SIGINT or SIGTERM."""
+    """Runs a worker until it gets SIGINT or SIGTERM.
+
+    Raises:
+        BurnfuseError: it has stopped for a reason that the user can do something about.
+    """
+    failures: list[BurnfuseError] = []
     with tempfile.TemporaryDirectory(prefix="burnfuse-") as folder:
         # mode's own logging would write plain text to standard output.
-        worker = Worker(build(settings, folder), loglevel="WARNING", override_logging=False, redirect_stdouts=False)
-        worker.execute_from_commandline()
+        app = build(settings, folder, failures)
+        worker = Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        try:
+            worker.execute_from_commandline()
+        except BaseException as error:
+            if failures:
+                raise failures[0] from error
+            raise
+    if failures:
+        raise failures[0]

@@ -57,6 +57,9 @@ class Stage(Protocol):
     def end(self) -> int:
         """Offset of the first record that is not part of the state."""
 
+    def read_again(self) -> None:
+        """Records come again, from somewhere below `end` on."""
+
     def outgoing(self) -> list[Message]:
         """Messages that go out with the next checkpoint, or not at all."""
 
@@ -98,15 +101,17 @@ class Writer:
             KafkaError: it could not be written.
         """
         producer, sending = self._producer, []
+        records: list[tuple[str, int | None, bytes | None, bytes | None]] = [
+            (self._topic, self._partition, *page) for page in pages
+        ]
+        records += [(message.topic, message.partition, message.key, message.value) for message in messages]
         if self._fenced:
             raise FencedError
         try:
             await producer.begin_transaction()
             try:
-                for key, value in pages:
-                    sending.append(await producer.send(self._topic, value, key=key, partition=self._partition))
-                for message in messages:
-                    sending.append(await producer.send(message.topic, message.value, key=message.key))
+                for topic, partition, key, value in records:
+                    sending.append(await producer.send(topic, value, key=key, partition=partition))
                 await asyncio.gather(*sending)
             except KafkaError:
                 await asyncio.gather(*sending, return_exceptions=True)
@@ -273,7 +278,9 @@ class Keeper(Generic[S]):
         self._done += tokens
 
     def start(self, when_ready: Callable[[], Awaitable[None]], after_s: float = 0.0) -> None:
-        """Begins, or goes on after a rebalance: restores the stage, calls `when_ready`, and saves it again and again."""
+        """Begins, or goes on after a rebalance: restores the stage, then saves it again and again."""
+        if self._stage is not None:
+            self._stage.read_again()
         self._task = asyncio.create_task(self._run(when_ready, after_s))
 
     async def _run(self, when_ready: Callable[[], Awaitable[None]], after_s: float) -> None:

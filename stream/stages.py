@@ -211,7 +211,7 @@ class DetectStage:
     """
 
     def __init__(self, settings: Settings, topics: Topics, scopes: Sequence[Scope], name: str, clock: Clock) -> None:
-        self._topics, self._name = topics, name
+        self._topics, self.name = topics, name
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
@@ -257,8 +257,8 @@ class DetectStage:
         try:
             packed, letter = Packed.decode(value), None
         except PackedRecordError as error:
-            reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
-            packed, letter = self._sequencer.nothing(), dead_letter(self._topics, reject, self._name)
+            reject = Reject(Reason.MALFORMED, str(error), self.name, len(value))
+            packed, letter = self._sequencer.nothing(), dead_letter(self._topics, reject, self.name)
         self._sequencer.add(packed, token, offset)
         return letter
 
@@ -281,7 +281,7 @@ class DetectStage:
             Message(
                 self._topics.findings,
                 finding.root_run_id.encode(errors="replace"),
-                encode_finding(finding, float(result.clocks[at]), self._name),
+                encode_finding(finding, float(result.clocks[at]), self.name),
             )
             for finding, at in zip(result.findings, result.positions, strict=True)
         ]
@@ -294,7 +294,7 @@ class DetectStage:
         if not self.engine.clock > self._told_clock:
             return None
         self._told_clock = self.engine.clock
-        value = _encode({"type": "clock", "source": self._name, "clock": self.engine.clock})
+        value = _encode({"type": "clock", "source": self.name, "clock": self.engine.clock})
         return Message(self._topics.findings, None, value)
 
     def calibrate(self, figures: FleetFigures) -> None:
@@ -338,12 +338,12 @@ class DetectStage:
         value = saved.pages.get(MANIFEST)
         if value is None:
             return
-        manifest = decode(value, DetectManifest, self._name)
-        check_origin(manifest.origin, origin, self._name)
-        refuse_versions(manifest.detectors, self.engine, self._name)
+        manifest = decode(value, DetectManifest, self.name)
+        check_origin(manifest.origin, origin, self.name)
+        refuse_versions(manifest.detectors, self.engine, self.name)
         anew = [name for name, shape in shapes(self.engine).items() if manifest.shapes.get(name, shape) != shape]
         for name in anew:
-            log.warning("%s: detector %s begins anew, for its settings have changed", self._name, name)
+            log.warning("%s: detector %s begins anew, for its settings have changed", self.name, name)
         taken = 0
         for key, page in saved.pages.items():
             if key != MANIFEST:
@@ -414,7 +414,7 @@ class IncidentStage:
     # ------------------------------------------------------------------------- what is to be done
 
     def begin(self, change: Change) -> int:
-        """Notes that a change is to be told, and that actions are to be taken on it until `finish`; gives its number."""
+        """Notes a change: it is to be told, and actions are to be taken on it until `finish`; gives its number."""
         value = _encode(incident_json(change.incident) | {"change": change.kind})
         self._outgoing.append(Message(self._topics.incidents, change.incident.id.encode(), value))
         return self._state.begin(change.incident)

@@ -1,4 +1,4 @@
-"""A local Slack: speaks chat.postMessage, chat.update, conversations.list and conversations.history as the Web API does, and misbehaves when told to."""
+"""A local Slack: speaks what is needed of the Web API as Slack does, and misbehaves when told to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 from aiohttp import web
-
 
 CHANNEL = "C024BE91L"
 """Id of the one channel that the bot is in."""
@@ -83,7 +82,10 @@ class SlackServer:
 
     def _take(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if method == "conversations.list":
-            return {"ok": True, "channels": [{"id": "C0OTHER00", "name": "other"}, {"id": CHANNEL, "name": self.channel}]}
+            return {
+                "ok": True,
+                "channels": [{"id": "C0OTHER00", "name": "other"}, {"id": CHANNEL, "name": self.channel}],
+            }
         if method == "conversations.history":
             if arguments["channel"] != CHANNEL:
                 return {"ok": False, "error": "channel_not_found"}

@@ -140,7 +140,6 @@ class Slack:
         message.shown, message.sent_at = shown, now
         return Sent(message.ts or "")
 
-
     async def _look_for(self, incident_id: str, message: _Message) -> None:
         """Finds the incident's message among the channel's latest, if it was posted."""
         try:
