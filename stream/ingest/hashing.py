@@ -12,12 +12,14 @@ import numpy as np
 
 from burnfuse.event import MAX_ID_CHARS
 from detectors.types import Hashes
+from stream.columns import Words, places
 from stream.ingest.volatile import Fields
 
 _WORDS = MAX_ID_CHARS * 4 // 8
 """Eight bytes each: an id has at most so many, for a character has at most four."""
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
+_NOT_ASCII = np.uint64(0x8080808080808080)
 _SMALLEST = np.uint64(2)
 """0 is "not observed", and 1 is left free for tables of hashes."""
 _decode = msgspec.json.Decoder().decode
@@ -53,27 +55,25 @@ class Hasher:
         Args:
             kind: Of what the texts are names: the same text of another kind has another hash.
         """
-        n = len(texts)
-        sizes = np.fromiter(map(len, texts), np.int64, n)
-        try:
-            data = np.array(texts, "S")
-        except UnicodeEncodeError:
-            data = np.array([text.encode(errors="surrogatepass") for text in texts], "S")
-        words = max(1, -(-data.dtype.itemsize // 8))
-        if words > _WORDS:  # an id made of a long file name
-            return self.texts(kind, [text if len(text) <= MAX_ID_CHARS else self.text(text) for text in texts])
-        lanes = data.astype(f"S{8 * words}").view(np.uint64).reshape(n, words)
+        return self.words(kind, Words.of(texts))
+
+    def words(self, kind: str, texts: Words) -> Hashes:
+        """The same of texts in one piece."""
+        counts = texts.counts
+        if len(texts) and counts.max() > _WORDS:  # an id made of a long file name
+            short = [self.text(text) if n > _WORDS else text for text, n in zip(texts, counts.tolist(), strict=True)]
+            return self.texts(kind, short)
         with np.errstate(over="ignore"):
-            lanes = lanes * _MIX_1
+            lanes = texts.words * _MIX_1
             lanes ^= lanes >> _HALF
-            total = (lanes * self._weights[:words]).sum(axis=1, dtype=np.uint64)
+            lanes *= self._weights[places(texts.first, counts)]
             # The size tells apart what ends in NUL characters.
-            mixed = mix(total + sizes.astype(np.uint64) + self._salt(kind))
-        return np.where(sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
+            mixed = mix(_sums(lanes, texts) + _characters(texts) + self._salt(kind))
+        return np.where(texts.sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
 
     def text(self, text: str) -> str:
         """The hash, as text, of a text."""
-        return f"{self._digest(text.encode()):016x}"
+        return f"{self._digest(text.encode(errors='surrogatepass')):016x}"
 
     def content(self, raw: msgspec.Raw, ready_made: str | None, leave_out: Fields | None = None) -> str | None:
         """The hash, as text, of a JSON value that came as raw bytes, or the producer's own hash.
@@ -100,6 +100,23 @@ class Hasher:
         if leave_out is not None and leave_out.concern(data):
             value = leave_out.strip(value)
         return f"{self._digest(_encode(value)):016x}"
+
+
+def _sums(words: Hashes, texts: Words) -> Hashes:
+    """(n,) sum over the words of each text."""
+    upto = np.zeros(len(words) + 1, np.uint64)
+    np.cumsum(words, out=upto[1:])
+    sums: Hashes = upto[texts.first + texts.counts] - upto[texts.first]
+    return sums
+
+
+def _characters(texts: Words) -> Hashes:
+    """(n,) characters of each text."""
+    sizes = texts.sizes.astype(np.uint64)
+    if not (texts.words & _NOT_ASCII).any():
+        return sizes
+    continued = (texts.words.view(np.uint8) & 0xC0) == 0x80
+    return sizes - _sums(continued.reshape(-1, 8).sum(axis=1, dtype=np.uint64), texts)
 
 
 def mix(values: Hashes) -> Hashes:
