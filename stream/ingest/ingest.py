@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from burnfuse.event import NOTHING_SENT, UsageEvent
-from detectors.types import Hashes, Ints, Kind
+from detectors.types import Bools, Hashes, Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, Columns
-from stream.ingest.decode import Invalid, event_time
+from stream.columns import NUMBERS, Columns, Words
+from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
-from stream.ingest.pricing import PriceBook, split
+from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
 from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
@@ -97,22 +98,6 @@ class Ingest:
             taken.append(Reject(reason, detail, self._where(record) + place, size, event.event_id))
         return taken
 
-    def _usual(self, record: Record, now: float) -> UsageEvent | None:
-        """The one good event of a record, as nearly all are; None: `events` will tell what is in it."""
-        value = record.value
-        if not value or record.size is not None or len(value) > self._settings.max_record_bytes:
-            return None
-        event = self._format.single(value)
-        if event is None:
-            return None
-        try:
-            self._settle(event, record, now)
-        except (Invalid, RecursionError):
-            return None
-        if not event.event_id:
-            event.event_id = self._where(record)
-        return event
-
     def _settle(self, event: UsageEvent, record: Record, now: float) -> None:
         """Puts a number in place of the event's time, and hashes in place of its contents.
 
@@ -152,9 +137,7 @@ class Ingest:
         rejects: list[Reject] = []
         events: list[UsageEvent] = []
         origins: list[Record] = []
-        now = self._clock.now()
-        for record in records:
-            usual = self._usual(record, now)
+        for record, usual in zip(records, self._usual(records), strict=True):
             for event in (usual,) if usual is not None else self.events(record):
                 if isinstance(event, Reject):
                     rejects.append(event)
@@ -162,6 +145,32 @@ class Ingest:
                     events.append(event)
                     origins.append(record)
         return (self._columns(events, origins) if events else Columns.empty()), rejects
+
+    def _usual(self, records: Sequence[Record]) -> list[UsageEvent | None]:
+        """The one good event of each record, as nearly all have; None: `events` will tell what is in it.
+
+        The same as `events` does, for all records at once.
+        """
+        limit = self._settings.max_record_bytes
+        values = [record.value if record.size is None else None for record in records]
+        events = self._format.singles([value if value and len(value) <= limit else b"" for value in values])
+        times = event_times([math.nan if event is None else event.ts for event in events])
+        logged = np.array([record.log_ms for record in records], np.int64)
+        latest = np.where(logged != 0, logged / 1000, self._clock.now()) + self._settings.future_s
+        for i in np.flatnonzero(~(times <= latest)).tolist():
+            events[i] = None
+        for i, event in enumerate(events):
+            if event is None:
+                continue
+            event.ts = times.item(i)
+            if not event.event_id:
+                event.event_id = self._where(records[i])
+            if event.args is not NOTHING_SENT or event.result is not NOTHING_SENT:
+                try:
+                    self._hash(event)
+                except RecursionError:
+                    events[i] = None
+        return events
 
     def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
         """A column at a time: that costs a fraction of an event at a time."""
@@ -181,58 +190,78 @@ class Ingest:
             "to_run_id": [e.to_run_id or "" for e in events],
             "tool": [e.tool or "" for e in events],
         }
-        many, few = self._hasher.texts, self._few
-        tool = few("tool", texts["tool"])
-        agent = many("agent", agent_id)
+        words = {name: Words.of(column) for name, column in texts.items()}
+        hashes, many = self._hasher.words, self._hasher.texts
+        agent, tool = hashes("agent", words["agent_id"]), hashes("tool", words["tool"])
         kind = np.array([_KINDS[e.kind] for e in events], np.uint8)
         failed = np.array([e.status == "error" for e in events], bool)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
         what = np.where(kind == Kind.TOOL, tool, kind)
-        group = [_SEPARATOR.join([getattr(e, name) or "" for name in self._settings.group_by]) for e in events]
+        ts = np.array([e.ts for e in events], np.float64)
+        used = Used.of(events)
         numbers = {
-            "event": many("event", texts["event_id"]),
-            "run": join(agent, many("run", run_id)),
-            "root": many("run", root_run_id),
-            "ts": [e.ts for e in events],
+            "event": hashes("event", words["event_id"]),
+            "run": join(agent, hashes("run", words["run_id"])),
+            "root": hashes("run", words["root_run_id"]),
+            "ts": ts,
             "kind": kind,
             "failed": failed,
             "http_status": [e.http_status or 0 for e in events],
-            "error": many("error", [error_class(e) if e.status == "error" else "" for e in events]),
+            "error": self._errors(events, failed),
             "finish": [finish_of(e.finish_reason) for e in events],
             "signature": join(what, many("content", [e.args_hash or "" for e in events])),
             "result": many("content", [e.result_hash or "" for e in events]),
             "empty": [e.result_hash is not None and is_empty(e.result, e.result_hash) for e in events],
             "tool_id": tool,
-            "tool_kind": [tool_kind(e.tool, e.args, self._settings.tool_kinds) if e.tool else 0 for e in events],
+            "tool_kind": self._tool_kinds(events, texts["tool"]),
             "target": many("target", [e.target_hash or "" for e in events]),
             "round": many("round", [e.round_id or "" for e in events]),
             "sender": agent,
-            "receiver": many("agent", texts["to_agent_id"]),
-            "model": few("model", [e.model or "" for e in events]),
-            "group": few("group", [text.strip(_SEPARATOR) and text for text in group]),
-            "input": [-1 if e.input_tokens is None else e.input_tokens for e in events],
-            "cached": [-1 if e.cached_input_tokens is None else e.cached_input_tokens for e in events],
-            "output": [-1 if e.output_tokens is None else e.output_tokens for e in events],
-            "tokens": self._tokens(events),
-            "cost": [min(self._prices.cost(e, float(e.ts)) or 0, _MOST) for e in events],
+            "receiver": hashes("agent", words["to_agent_id"]),
+            "model": many("model", [e.model or "" for e in events]),
+            "group": self._groups(events),
+            "input": used.input,
+            "cached": used.cached,
+            "output": used.output,
+            "tokens": self._tokens(used),
+            "cost": np.minimum(self._prices.costs(events, ts, used), _MOST),
             "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
-        return Columns(texts, {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()})
+        return Columns(words, {name: np.asarray(numbers[name]).astype(dtype) for name, dtype in NUMBERS.items()})
 
-    def _few(self, kind: str, texts: Sequence[str]) -> Hashes:
-        """(n,) hashes of n texts of which there are few different ones."""
-        known = dict.fromkeys(texts, 0)
-        known = dict(zip(known, self._hasher.texts(kind, list(known)).tolist(), strict=True))
-        return np.array([known[text] for text in texts], np.uint64)
+    def _errors(self, events: Sequence[UsageEvent], failed: Bools) -> Hashes:
+        """(n,) classes of failures."""
+        errors = np.zeros(len(events), np.uint64)
+        rows = np.flatnonzero(failed)
+        errors[rows] = self._hasher.texts("error", [error_class(events[i]) for i in rows.tolist()])
+        return errors
 
-    def _tokens(self, events: Sequence[UsageEvent]) -> Ints:
+    def _groups(self, events: Sequence[UsageEvent]) -> Hashes:
+        """(n,) hashes of what makes a group, 0 where nothing of it is known."""
+        columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
+        if not columns:
+            return np.zeros(len(events), np.uint64)
+        texts = map(_SEPARATOR.join, zip(*columns, strict=True))
+        return self._hasher.texts("group", [text.strip(_SEPARATOR) and text for text in texts])
+
+    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Sequence[str]) -> list[int]:
+        """n kinds of tools; where there are arguments, these count, too."""
+        named = self._settings.tool_kinds
+        known = {tool: tool_kind(tool, named=named) for tool in set(tools)}
+        kinds = [known[tool] for tool in tools]
+        for i, event in enumerate(events):
+            if event.args is not NOTHING_SENT and event.tool:
+                kinds[i] = tool_kind(event.tool, event.args, named)
+        return kinds
+
+    def _tokens(self, used: Used) -> Ints:
         """(n,) effective tokens, in thousandths."""
         w = self._weights
-        read, cached, written, output = np.array([split(e) for e in events], float).T
+        read, cached, written, output = used.split
         # Term by term: a matrix product rounds differently from one batch size to the next.
         tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
         thousandths: Ints = np.rint(np.minimum(tokens * 1000, _MOST)).astype(np.int64)
