@@ -19,6 +19,7 @@ _WORDS = MAX_ID_CHARS * 4 // 8
 """Eight bytes each: an id has at most so many, for a character has at most four."""
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
+_ONE = (1).to_bytes(8)
 _NOT_ASCII = np.uint64(0x8080808080808080)
 _SMALLEST = np.uint64(2)
 """0 is "not observed", and 1 is left free for tables of hashes."""
@@ -35,15 +36,17 @@ class Hasher:
     """
 
     def __init__(self, key: bytes = b"") -> None:
-        self._key = key
+        self._blank = hashlib.blake2b(digest_size=8, key=key)  # to be copied: that is cheaper than a new one
         seed = hashlib.blake2b(b"burnfuse text hash", digest_size=8, key=key).digest()
         odd = np.random.default_rng(int.from_bytes(seed, "little")).integers(0, 1 << 63, _WORDS, np.uint64)
         self._weights = 2 * odd + 1
-        self._salt = lru_cache(lambda kind: np.uint64(self._digest(kind.encode())))
+        self._salt = lru_cache(lambda kind: np.uint64(int.from_bytes(self._digest(kind.encode()))))
 
-    def _digest(self, data: bytes) -> int:
-        value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "little")
-        return value or 1
+    def _digest(self, data: bytes) -> bytes:
+        """Eight bytes, big-endian."""
+        state = self._blank.copy()
+        state.update(data)
+        return state.digest()[::-1].replace(bytes(8), _ONE)
 
     def texts(self, kind: str, texts: Sequence[str]) -> Hashes:
         """(n,) hashes of n texts, 0 for "".
@@ -73,9 +76,9 @@ class Hasher:
 
     def text(self, text: str) -> str:
         """The hash, as text, of a text."""
-        return f"{self._digest(text.encode(errors='surrogatepass')):016x}"
+        return self._digest(text.encode(errors="surrogatepass")).hex()
 
-    def content(self, raw: msgspec.Raw, ready_made: str | None, leave_out: Fields | None = None) -> str | None:
+    def content(self, raw: bytes | msgspec.Raw, ready_made: str | None, leave_out: Fields | None = None) -> str | None:
         """The hash, as text, of a JSON value that came as raw bytes, or the producer's own hash.
 
         The order of keys and white space do not count. JSON inside a string, as several providers send
@@ -96,10 +99,10 @@ class Hasher:
     def value(self, value: Any, data: bytes, leave_out: Fields | None = None) -> str:
         """The hash, as text, of a value that was decoded from these bytes; see `content`."""
         if value is UNREADABLE:
-            return f"{self._digest(data):016x}"
+            return self._digest(data).hex()
         if leave_out is not None and leave_out.concern(data):
             value = leave_out.strip(value)
-        return f"{self._digest(_encode(value)):016x}"
+        return self._digest(_encode(value)).hex()
 
 
 def _sums(words: Hashes, texts: Words) -> Hashes:

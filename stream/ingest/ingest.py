@@ -13,11 +13,12 @@ from detectors.types import Bools, Hashes, Ints, Kind
 from stream.clock import Clock
 from stream.columns import NUMBERS, Columns, Words
 from stream.ingest.decode import Invalid, event_time, event_times
+from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
 from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
-from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
+from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, may_be_of_nothing, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
 
@@ -118,19 +119,19 @@ class Ingest:
         """Puts hashes in place of contents that were sent as they are."""
         if event.args is NOTHING_SENT and event.result is NOTHING_SENT:
             return
-        args = result = None
+        args, result = bytes(event.args), bytes(event.result)
+        no_args = no_result = None
         if event.tool:
-            args, result = self._volatile.of(event.tool, action_of(event.args))
-        data = bytes(event.args)
-        if event.tool and data and data != b"null":
-            value = decoded(data)
+            no_args, no_result = self._volatile.of(event.tool, action_of(args))
+        if event.tool and args and args != b"null":
+            value = decoded(args)
             if not event.target_hash:
                 target = target_of(value)
                 event.target_hash = target and self._hasher.text(target)
-            event.args_hash = self._hasher.value(value, data, args)
+            event.args_hash = self._hasher.value(value, args, no_args)
         else:
-            event.args_hash = self._hasher.content(event.args, event.args_hash)
-        event.result_hash = self._hasher.content(event.result, event.result_hash, result)
+            event.args_hash = self._hasher.content(args, event.args_hash)
+        event.result_hash = self._hasher.content(result, event.result_hash, no_result)
 
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
@@ -159,17 +160,16 @@ class Ingest:
         latest = np.where(logged != 0, logged / 1000, self._clock.now()) + self._settings.future_s
         for i in np.flatnonzero(~(times <= latest)).tolist():
             events[i] = None
-        for i, event in enumerate(events):
-            if event is None:
-                continue
-            event.ts = times.item(i)
-            if not event.event_id:
-                event.event_id = self._where(records[i])
-            if event.args is not NOTHING_SENT or event.result is not NOTHING_SENT:
-                try:
-                    self._hash(event)
-                except RecursionError:
-                    events[i] = None
+        for event, time in zip(events, times.tolist(), strict=True):
+            if event is not None:
+                event.ts = time
+        for i in [i for i, e in enumerate(events) if e is not None and not e.event_id]:
+            events[i].event_id = self._where(records[i])
+        for i in [i for i, e in enumerate(events) if e is not None and not (e.args is NOTHING_SENT is e.result)]:
+            try:
+                self._hash(events[i])
+            except RecursionError:
+                events[i] = None
         return events
 
     def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
@@ -191,47 +191,50 @@ class Ingest:
             "tool": [e.tool or "" for e in events],
         }
         words = {name: Words.of(column) for name, column in texts.items()}
+        results = Words.of([e.result_hash or "" for e in events])
+        tools, models = Distinct.of(texts["tool"]), Distinct.of([e.model for e in events])
+        providers = Distinct.of([e.provider for e in events])
         hashes, many = self._hasher.words, self._hasher.texts
-        agent, tool = hashes("agent", words["agent_id"]), hashes("tool", words["tool"])
-        kind = np.array([_KINDS[e.kind] for e in events], np.uint8)
-        failed = np.array([e.status == "error" for e in events], bool)
+        agent = hashes("agent", words["agent_id"])
+        tool = tools.all(many("tool", tools.values))
+        kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, len(events))
+        failed = np.fromiter([e.status == "error" for e in events], bool, len(events))
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
         what = np.where(kind == Kind.TOOL, tool, kind)
-        ts = np.array([e.ts for e in events], np.float64)
         used = Used.of(events)
         numbers = {
             "event": hashes("event", words["event_id"]),
             "run": join(agent, hashes("run", words["run_id"])),
             "root": hashes("run", words["root_run_id"]),
-            "ts": ts,
+            "ts": [e.ts for e in events],
             "kind": kind,
             "failed": failed,
             "http_status": [e.http_status or 0 for e in events],
             "error": self._errors(events, failed),
-            "finish": [finish_of(e.finish_reason) for e in events],
+            "finish": Distinct.of([e.finish_reason for e in events]).each(finish_of, np.uint8),
             "signature": join(what, many("content", [e.args_hash or "" for e in events])),
-            "result": many("content", [e.result_hash or "" for e in events]),
-            "empty": [e.result_hash is not None and is_empty(e.result, e.result_hash) for e in events],
+            "result": hashes("content", results),
+            "empty": self._empty(events, results),
             "tool_id": tool,
-            "tool_kind": self._tool_kinds(events, texts["tool"]),
+            "tool_kind": self._tool_kinds(events, tools),
             "target": many("target", [e.target_hash or "" for e in events]),
             "round": many("round", [e.round_id or "" for e in events]),
             "sender": agent,
             "receiver": hashes("agent", words["to_agent_id"]),
-            "model": many("model", [e.model or "" for e in events]),
+            "model": models.all(many("model", [model or "" for model in models.values])),
             "group": self._groups(events),
             "input": used.input,
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
-            "cost": np.minimum(self._prices.costs(events, ts, used), _MOST),
+            "cost": np.minimum(self._prices.costs(events, providers, models, used), _MOST).astype(np.int64),
             "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
-        return Columns(words, {name: np.asarray(numbers[name]).astype(dtype) for name, dtype in NUMBERS.items()})
+        return Columns(words, {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()})
 
     def _errors(self, events: Sequence[UsageEvent], failed: Bools) -> Hashes:
         """(n,) classes of failures."""
@@ -240,19 +243,29 @@ class Ingest:
         errors[rows] = self._hasher.texts("error", [error_class(events[i]) for i in rows.tolist()])
         return errors
 
+    def _empty(self, events: Sequence[UsageEvent], results: Words) -> Bools:
+        """(n,) whether a result was sent and holds nothing."""
+        empty = may_be_of_nothing(results.sizes)
+        for i in np.flatnonzero(empty).tolist():
+            empty[i] = is_empty(events[i].result, events[i].result_hash)
+        for i, event in enumerate(events):
+            if event.result is not NOTHING_SENT:
+                empty[i] = event.result_hash is not None and is_empty(event.result, event.result_hash)
+        return empty
+
     def _groups(self, events: Sequence[UsageEvent]) -> Hashes:
         """(n,) hashes of what makes a group, 0 where nothing of it is known."""
-        columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
+        columns = [Distinct.of([getattr(e, name) or "" for e in events]) for name in self._settings.group_by]
         if not columns:
             return np.zeros(len(events), np.uint64)
-        texts = map(_SEPARATOR.join, zip(*columns, strict=True))
-        return self._hasher.texts("group", [text.strip(_SEPARATOR) and text for text in texts])
+        groups = Distinct.together(*columns)
+        names = map(_SEPARATOR.join, groups.values)
+        return groups.all(self._hasher.texts("group", [name.strip(_SEPARATOR) and name for name in names]))
 
-    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Sequence[str]) -> list[int]:
-        """n kinds of tools; where there are arguments, these count, too."""
+    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str]) -> Ints:
+        """(n,) kinds of tools; where there are arguments, these count, too."""
         named = self._settings.tool_kinds
-        known = {tool: tool_kind(tool, named=named) for tool in set(tools)}
-        kinds = [known[tool] for tool in tools]
+        kinds = tools.each(lambda tool: tool_kind(tool, named=named), np.uint8)
         for i, event in enumerate(events):
             if event.args is not NOTHING_SENT and event.tool:
                 kinds[i] = tool_kind(event.tool, event.args, named)

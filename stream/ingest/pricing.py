@@ -12,6 +12,7 @@ from genai_prices import Usage, calc_price
 
 from burnfuse.event import UsageEvent
 from detectors.types import Floats, Ints
+from stream.ingest.distinct import Distinct
 
 NANO = 10**9
 _LARGE_CONTEXT = 100_000
@@ -66,36 +67,29 @@ class PriceBook:
         dollars_per_million = read * of[0] + cached * of[1] + written * of[2] + output * of[3]
         return round(dollars_per_million * (NANO // 10**6))
 
-    def costs(self, events: Sequence[UsageEvent], ts: Floats, used: Used) -> Floats:
-        """(n,) `cost` of each event as a whole number, 0 where nobody knows it.
-
-        Args:
-            ts: (n,) event times, s.
-            used: The events' tokens.
-        """
+    def costs(
+        self, events: Sequence[UsageEvent], providers: Distinct[str | None], models: Distinct[str | None], used: Used
+    ) -> Floats:
+        """(n,) `cost` of each event, at the time in it, as a whole number; 0 where nobody knows it."""
         costs = np.zeros(len(events))
-        said = [event.cost_usd for event in events]
-        if said.count(None) < len(said):
-            dollars = np.array(said, np.float64)  # NaN for None
-            costs = np.where(np.isnan(dollars), 0.0, np.rint(dollars * NANO))
-        asked = [event.cost_usd is None and event.model is not None for event in events]
-        rows = np.flatnonzero(np.array(asked, bool) & ((used.input > 0) | (used.output > 0)))
-        if not len(rows):
-            return costs
-        keys = [
-            (events[i].provider, events[i].model or "", day)
-            for i, day in zip(rows.tolist(), (ts[rows] // 86400).astype(np.int64).tolist(), strict=True)
+        said = np.array([event.cost_usd for event in events], np.float64)  # NaN for None
+        silent = np.isnan(said)
+        costs[~silent] = np.rint(said[~silent] * NANO)
+        named = models.each(lambda model: model is not None, bool)
+        rows = np.flatnonzero(silent & named & ((used.input > 0) | (used.output > 0)))
+        days = Distinct.of([float(events[i].ts) // 86400 for i in rows.tolist()])
+        calls = Distinct.together(providers.take(rows), models.take(rows), days)
+        prices = [
+            self._own.get(model) or self._listed(provider, model, int(day)) for provider, model, day in calls.values
         ]
-        numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-        number = np.array([numbers[key] for key in keys], np.int64)
-        prices = [self._own.get(model) or self._listed(provider, model, day) for provider, model, day in numbers]
-        rates = np.array([(0.0,) * 4 if price is None else price.rates for price in prices])[number].T
+        unknown = (0.0, 0.0, 0.0, 0.0)
+        rates = calls.all(np.array([unknown if price is None else price.rates for price in prices]).reshape(-1, 4)).T
         read, cached, written, output = (tokens[rows] for tokens in used.split)
         dollars_per_million = read * rates[0] + cached * rates[1] + written * rates[2] + output * rates[3]
         costs[rows] = np.rint(dollars_per_million * (NANO // 10**6))
-        listed = np.array([model not in self._own for _, model, _ in numbers])[number]
+        listed = calls.each(lambda call: call[1] not in self._own, bool)
         for i in rows[listed & (read + cached + written > _LARGE_CONTEXT)].tolist():
-            costs[i] = self.cost(events[i], float(ts[i])) or 0
+            costs[i] = self.cost(events[i], float(events[i].ts)) or 0
         return costs
 
     def _listed_price(self, provider: str | None, model: str, day: int) -> Price | None:
@@ -145,12 +139,12 @@ class Used:
     def of(cls, events: Sequence[UsageEvent]) -> Used:
         """The events' tokens."""
         counts = (
-            [-1 if e.input_tokens is None else e.input_tokens for e in events],
-            [-1 if e.cached_input_tokens is None else e.cached_input_tokens for e in events],
-            [-1 if e.cache_write_tokens is None else e.cache_write_tokens for e in events],
-            [-1 if e.output_tokens is None else e.output_tokens for e in events],
+            [-1 if (n := e.input_tokens) is None else n for e in events],
+            [-1 if (n := e.cached_input_tokens) is None else n for e in events],
+            [-1 if (n := e.cache_write_tokens) is None else n for e in events],
+            [-1 if (n := e.output_tokens) is None else n for e in events],
         )
-        return cls(*(np.array(count, np.int64) for count in counts))
+        return cls(*(np.fromiter(count, np.int64, len(events)) for count in counts))
 
     @property
     def split(self) -> tuple[Floats, Floats, Floats, Floats]:

@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from burnfuse.event import UsageEvent
-from detectors.types import Finish, ToolKind
+from detectors.types import Bools, Finish, Ints, ToolKind
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -48,7 +49,7 @@ _LOOKED_AT = 2000
 """Bytes of the arguments in which the action is looked for."""
 
 
-def action_of(args: msgspec.Raw) -> str:
+def action_of(args: bytes | msgspec.Raw) -> str:
     """What a tool with several uses is asked to do, "" if it does not say.
 
     >>> action_of(msgspec.Raw(b'{"action": "send", "text": "hi"}'))
@@ -198,6 +199,15 @@ _HASHES_OF_NOTHING = frozenset(
     for text in (b"", b'""', b"[]", b"{}")
 )
 """What producers that hash send for empty results."""
+_PREFIX = "sha256:"
+_SIZES = np.zeros(100, bool)
+_SIZES[[len(text) + more for text in _HASHES_OF_NOTHING for more in (0, len(_PREFIX))]] = True
+
+
+def may_be_of_nothing(sizes: Ints) -> Bools:
+    """Whether hashes of these sizes may be those of empty results."""
+    found: Bools = _SIZES[np.minimum(sizes, len(_SIZES) - 1)]
+    return found
 
 
 def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
@@ -209,4 +219,4 @@ def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
     data = bytes(result)
     if data:
         return _NOTHING.fullmatch(data) is not None
-    return ready_made is not None and ready_made.lower().removeprefix("sha256:") in _HASHES_OF_NOTHING
+    return ready_made is not None and ready_made.lower().removeprefix(_PREFIX) in _HASHES_OF_NOTHING
