@@ -88,6 +88,8 @@ class Words(Sequence[str]):
         """Texts in one piece."""
         n = len(texts)
         data = _utf8("\0".join(texts))
+        if len(data) < n:  # all of them are empty, as in many columns
+            return cls(np.empty(0, _WORD), np.zeros(n, np.int64))
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
         if len(ends) == n - 1:
             edges = np.concatenate(([-1], ends, [len(data)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -160,16 +161,17 @@ class Ingest:
         latest = np.where(logged != 0, logged / 1000, self._clock.now()) + self._settings.future_s
         for i in np.flatnonzero(~(times <= latest)).tolist():
             events[i] = None
-        for event, time in zip(events, times.tolist(), strict=True):
+        for event, record, time in zip(events, records, times.tolist(), strict=True):
             if event is not None:
                 event.ts = time
-        for i in [i for i, e in enumerate(events) if e is not None and not e.event_id]:
-            events[i].event_id = self._where(records[i])
-        for i in [i for i, e in enumerate(events) if e is not None and not (e.args is NOTHING_SENT is e.result)]:
-            try:
-                self._hash(events[i])
-            except RecursionError:
-                events[i] = None
+                if not event.event_id:
+                    event.event_id = self._where(record)
+        for i, event in enumerate(events):
+            if event is not None and (event.args is not NOTHING_SENT or event.result is not NOTHING_SENT):
+                try:
+                    self._hash(event)
+                except RecursionError:
+                    events[i] = None
         return events
 
     def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
@@ -193,7 +195,7 @@ class Ingest:
         words = {name: Words.of(column) for name, column in texts.items()}
         results = Words.of([e.result_hash or "" for e in events])
         tools, models = Distinct.of(texts["tool"]), Distinct.of([e.model for e in events])
-        providers = Distinct.of([e.provider for e in events])
+        ts = np.fromiter([e.ts for e in events], np.float64, len(events))
         hashes, many = self._hasher.words, self._hasher.texts
         agent = hashes("agent", words["agent_id"])
         tool = tools.all(many("tool", tools.values))
@@ -206,7 +208,7 @@ class Ingest:
             "event": hashes("event", words["event_id"]),
             "run": join(agent, hashes("run", words["run_id"])),
             "root": hashes("run", words["root_run_id"]),
-            "ts": [e.ts for e in events],
+            "ts": ts,
             "kind": kind,
             "failed": failed,
             "http_status": [e.http_status or 0 for e in events],
@@ -222,12 +224,12 @@ class Ingest:
             "sender": agent,
             "receiver": hashes("agent", words["to_agent_id"]),
             "model": models.all(many("model", [model or "" for model in models.values])),
-            "group": self._groups(events),
+            "group": self._groups(events, models),
             "input": used.input,
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
-            "cost": np.minimum(self._prices.costs(events, providers, models, used), _MOST).astype(np.int64),
+            "cost": np.minimum(self._prices.costs(events, ts, models, used), _MOST).astype(np.int64),
             "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
@@ -253,13 +255,16 @@ class Ingest:
                 empty[i] = event.result_hash is not None and is_empty(event.result, event.result_hash)
         return empty
 
-    def _groups(self, events: Sequence[UsageEvent]) -> Hashes:
+    def _groups(self, events: Sequence[UsageEvent], models: Distinct[str | None]) -> Hashes:
         """(n,) hashes of what makes a group, 0 where nothing of it is known."""
-        columns = [Distinct.of([getattr(e, name) or "" for e in events]) for name in self._settings.group_by]
+        columns = [
+            models if name == "model" else Distinct.of(list(map(attrgetter(name), events)))
+            for name in self._settings.group_by
+        ]
         if not columns:
             return np.zeros(len(events), np.uint64)
         groups = Distinct.together(*columns)
-        names = map(_SEPARATOR.join, groups.values)
+        names = [_SEPARATOR.join([part or "" for part in parts]) for parts in groups.values]
         return groups.all(self._hasher.texts("group", [name.strip(_SEPARATOR) and name for name in names]))
 
     def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str]) -> Ints:

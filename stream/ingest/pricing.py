@@ -67,21 +67,24 @@ class PriceBook:
         dollars_per_million = read * of[0] + cached * of[1] + written * of[2] + output * of[3]
         return round(dollars_per_million * (NANO // 10**6))
 
-    def costs(
-        self, events: Sequence[UsageEvent], providers: Distinct[str | None], models: Distinct[str | None], used: Used
-    ) -> Floats:
-        """(n,) `cost` of each event, at the time in it, as a whole number; 0 where nobody knows it."""
-        costs = np.zeros(len(events))
-        said = np.array([event.cost_usd for event in events], np.float64)  # NaN for None
-        silent = np.isnan(said)
-        costs[~silent] = np.rint(said[~silent] * NANO)
+    def costs(self, events: Sequence[UsageEvent], ts: Floats, models: Distinct[str | None], used: Used) -> Floats:
+        """(n,) `cost` of each event as a whole number, 0 where nobody knows it.
+
+        Args:
+            ts: (n,) event times, s.
+            models: The events' models.
+            used: The events' tokens.
+        """
+        said = [event.cost_usd for event in events]
+        dollars = np.array(said, np.float64) if said.count(None) < len(said) else np.full(len(said), np.nan)
+        silent = np.isnan(dollars)  # which None becomes
+        costs = np.where(silent, 0.0, np.rint(dollars * NANO))
         named = models.each(lambda model: model is not None, bool)
         rows = np.flatnonzero(silent & named & ((used.input > 0) | (used.output > 0)))
-        days = Distinct.of([float(events[i].ts) // 86400 for i in rows.tolist()])
-        calls = Distinct.together(providers.take(rows), models.take(rows), days)
-        prices = [
-            self._own.get(model) or self._listed(provider, model, int(day)) for provider, model, day in calls.values
-        ]
+        providers = Distinct.of([events[i].provider for i in rows.tolist()])
+        days = Distinct.whole((ts[rows] // 86400).astype(np.int64))
+        calls = Distinct.together(providers, models.take(rows), days)
+        prices = [self._own.get(model) or self._listed(provider, model, day) for provider, model, day in calls.values]
         unknown = (0.0, 0.0, 0.0, 0.0)
         rates = calls.all(np.array([unknown if price is None else price.rates for price in prices]).reshape(-1, 4)).T
         read, cached, written, output = (tokens[rows] for tokens in used.split)
@@ -89,7 +92,7 @@ class PriceBook:
         costs[rows] = np.rint(dollars_per_million * (NANO // 10**6))
         listed = calls.each(lambda call: call[1] not in self._own, bool)
         for i in rows[listed & (read + cached + written > _LARGE_CONTEXT)].tolist():
-            costs[i] = self.cost(events[i], float(events[i].ts)) or 0
+            costs[i] = self.cost(events[i], float(ts[i])) or 0
         return costs
 
     def _listed_price(self, provider: str | None, model: str, day: int) -> Price | None:
