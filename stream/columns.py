@@ -113,6 +113,24 @@ class Words(Sequence[str]):
         """All parts' texts, one after the other."""
         return cls(np.concatenate([part.words for part in parts]), np.concatenate([part.sizes for part in parts]))
 
+    @classmethod
+    def stack(cls, parts: Sequence[Words], columns: int) -> Words:
+        """Parts that hold the same columns, each one after the other, as one that holds them so."""
+        if len(parts) == 1:
+            return parts[0]
+        edges = [np.append(part.first[:: len(part) // columns], len(part.words)).tolist() for part in parts]
+        words = [
+            part.words[edge[column] : edge[column + 1]]
+            for column in range(columns)
+            for part, edge in zip(parts, edges, strict=True)
+        ]
+        sizes = np.concatenate([part.sizes.reshape(columns, -1) for part in parts], axis=1)
+        return cls(np.concatenate(words), sizes.ravel())
+
+    def head(self, n: int) -> Words:
+        """The first n texts."""
+        return Words(self.words[: self.counts[:n].sum()], self.sizes[:n])
+
     def take(self, index: Ints) -> Words:
         """The chosen texts, in that order."""
         taken = Words(self.words[:0], self.sizes[index])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -58,20 +59,26 @@ class Hasher:
         Args:
             kind: Of what the texts are names: the same text of another kind has another hash.
         """
-        return self.words(kind, Words.of(texts))
+        return self.columns([(kind, texts)])[1][0]
 
-    def words(self, kind: str, texts: Words) -> Hashes:
-        """The same of texts in one piece."""
+    def columns(self, columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[Words, list[Hashes]]:
+        """The same for several (kind, texts) in one go; with all the texts, one column after the other."""
+        words = Words.of(list(chain.from_iterable(texts for _, texts in columns)))
+        sizes = [len(texts) for _, texts in columns]
+        salts = np.repeat(np.array([self._salt(kind) for kind, _ in columns], np.uint64), sizes)
+        return words, np.split(self._hashes(words, salts), np.cumsum(sizes)[:-1])
+
+    def _hashes(self, texts: Words, salts: Hashes) -> Hashes:
         counts = texts.counts
-        if len(texts) and counts.max() > _WORDS:  # an id made of a long file name
+        if counts.max(initial=0) > _WORDS:  # an id made of a long file name
             short = [self.text(text) if n > _WORDS else text for text, n in zip(texts, counts.tolist(), strict=True)]
-            return self.texts(kind, short)
+            return self._hashes(Words.of(short), salts)
         with np.errstate(over="ignore"):
             lanes = texts.words * _MIX_1
             lanes ^= lanes >> _HALF
             lanes *= self._weights[places(texts.first, counts)]
             # The size tells apart what ends in NUL characters.
-            mixed = mix(_sums(lanes, texts) + _characters(texts) + self._salt(kind))
+            mixed = mix(_sums(lanes, texts) + _characters(texts) + salts)
         return np.where(texts.sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
 
     def text(self, text: str) -> str:

@@ -6,26 +6,31 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from burnfuse.event import NOTHING_SENT, UsageEvent
-from detectors.types import Bools, Hashes, Ints, Kind
+from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, Columns, Words
+from stream.columns import NUMBERS, TEXTS, Columns, Texts, Words
 from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
 from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
-from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, may_be_of_nothing, target_of, tool_kind
+from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
 
 _MOST = 10**14
 """Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
 still allows must not overflow the sums."""
+
+_AT_ONCE = 1000
+"""Records taken at once: these, with all that comes of them, stay in the processor's own memory."""
 
 _SEPARATOR = "\x1f"
 _KINDS = {kind.name.lower(): int(kind) for kind in Kind}
@@ -137,16 +142,24 @@ class Ingest:
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
         rejects: list[Reject] = []
-        events: list[UsageEvent] = []
-        origins: list[Record] = []
-        for record, usual in zip(records, self._usual(records), strict=True):
-            for event in (usual,) if usual is not None else self.events(record):
-                if isinstance(event, Reject):
-                    rejects.append(event)
-                else:
-                    events.append(event)
-                    origins.append(record)
-        return (self._columns(events, origins) if events else Columns.empty()), rejects
+        parts: list[tuple[Words, dict[str, NDArray[Any]]]] = []
+        for low in range(0, len(records), _AT_ONCE):
+            events: list[UsageEvent] = []
+            origins: list[Record] = []
+            some = records[low : low + _AT_ONCE]
+            for record, usual in zip(some, self._usual(some), strict=True):
+                for event in (usual,) if usual is not None else self.events(record):
+                    if isinstance(event, Reject):
+                        rejects.append(event)
+                    else:
+                        events.append(event)
+                        origins.append(record)
+            if events:
+                parts.append(self._columns(events, origins))
+        if not parts:
+            return Columns.empty(), rejects
+        texts = Texts.stored(Words.stack([words for words, _ in parts], len(TEXTS)))
+        return Columns(texts, {name: np.concatenate([n[name] for _, n in parts]) for name in NUMBERS}), rejects
 
     def _usual(self, records: Sequence[Record]) -> list[UsageEvent | None]:
         """The one good event of each record, as nearly all have; None: `events` will tell what is in it.
@@ -174,98 +187,105 @@ class Ingest:
                     events[i] = None
         return events
 
-    def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
-        """A column at a time: that costs a fraction of an event at a time."""
+    def _columns(
+        self, events: Sequence[UsageEvent], origins: Sequence[Record]
+    ) -> tuple[Words, dict[str, NDArray[Any]]]:
+        """Text columns, one after the other, and numbers. A column at a time costs a fraction of an event at a time."""
+        n = len(events)
         agent_id = [e.agent_id for e in events]
         run_id = [e.run_id or e.agent_id for e in events]
         root_run_id = [e.root_run_id or run for e, run in zip(events, run_id, strict=True)]
-        texts = {
-            "event_id": [e.event_id or "" for e in events],
-            "agent_id": agent_id,
-            "run_id": run_id,
-            "root_run_id": root_run_id,
-            "parent_run_id": [
-                e.parent_run_id or (root if e.parent_agent_id else "")
-                for e, root in zip(events, root_run_id, strict=True)
-            ],
-            "to_agent_id": [e.to_agent_id or "" for e in events],
-            "to_run_id": [e.to_run_id or "" for e in events],
-            "tool": [e.tool or "" for e in events],
-        }
-        words = {name: Words.of(column) for name, column in texts.items()}
-        results = Words.of([e.result_hash or "" for e in events])
-        tools, models = Distinct.of(texts["tool"]), Distinct.of([e.model for e in events])
-        ts = np.fromiter([e.ts for e in events], np.float64, len(events))
-        hashes, many = self._hasher.words, self._hasher.texts
-        agent = hashes("agent", words["agent_id"])
-        tool = tools.all(many("tool", tools.values))
-        kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, len(events))
-        failed = np.fromiter([e.status == "error" for e in events], bool, len(events))
+        parent_run_id = [
+            e.parent_run_id or (root if e.parent_agent_id else "") for e, root in zip(events, root_run_id, strict=True)
+        ]
+        tool = [e.tool or "" for e in events]
+        args_hash = [e.args_hash or "" for e in events]
+        result_hash = [e.result_hash or "" for e in events]
+        failed = np.fromiter([e.status == "error" for e in events], bool, n)
+        failures = np.flatnonzero(failed)
+        tools, models = Distinct.of(tool), Distinct.of([e.model for e in events])
+        groups = self._groups(events, models)
+        words, hashes = self._hasher.columns(
+            [
+                # The text columns, in their order; then what only a hash is kept of.
+                ("event", [e.event_id or "" for e in events]),
+                ("agent", agent_id),
+                ("run", run_id),
+                ("run", root_run_id),
+                ("run", parent_run_id),
+                ("agent", [e.to_agent_id or "" for e in events]),
+                ("run", [e.to_run_id or "" for e in events]),
+                ("tool", tool),
+                ("content", args_hash),
+                ("content", result_hash),
+                ("target", [e.target_hash or "" for e in events]),
+                ("round", [e.round_id or "" for e in events]),
+                ("error", [error_class(events[i]) for i in failures.tolist()]),
+                ("model", [model or "" for model in models.values]),
+                ("group", groups.values),
+            ]
+        )
+        event, agent, run, root, _, receiver, _, tool_id, args, result, target, round_, error, model, group = hashes
+        errors = np.zeros(n, np.uint64)
+        errors[failures] = error
+        kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, n)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
-        what = np.where(kind == Kind.TOOL, tool, kind)
+        what = np.where(kind == Kind.TOOL, tool_id, kind)
+        ts = np.fromiter([e.ts for e in events], np.float64, n)
         used = Used.of(events)
         numbers = {
-            "event": hashes("event", words["event_id"]),
-            "run": join(agent, hashes("run", words["run_id"])),
-            "root": hashes("run", words["root_run_id"]),
+            "event": event,
+            "run": join(agent, run),
+            "root": root,
             "ts": ts,
             "kind": kind,
             "failed": failed,
             "http_status": [e.http_status or 0 for e in events],
-            "error": self._errors(events, failed),
+            "error": errors,
             "finish": Distinct.of([e.finish_reason for e in events]).each(finish_of, np.uint8),
-            "signature": join(what, many("content", [e.args_hash or "" for e in events])),
-            "result": hashes("content", results),
-            "empty": self._empty(events, results),
-            "tool_id": tool,
+            "signature": join(what, args),
+            "result": result,
+            "empty": self._empty(events, result_hash),
+            "tool_id": tool_id,
             "tool_kind": self._tool_kinds(events, tools),
-            "target": many("target", [e.target_hash or "" for e in events]),
-            "round": many("round", [e.round_id or "" for e in events]),
+            "target": target,
+            "round": round_,
             "sender": agent,
-            "receiver": hashes("agent", words["to_agent_id"]),
-            "model": models.all(many("model", [model or "" for model in models.values])),
-            "group": self._groups(events, models),
+            "receiver": receiver,
+            "model": models.all(model),
+            "group": groups.all(group),
             "input": used.input,
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
             "cost": np.minimum(self._prices.costs(events, ts, models, used), _MOST).astype(np.int64),
-            "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
+            "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
-        return Columns(words, {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()})
+        return words.head(len(TEXTS) * n), {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()}
 
-    def _errors(self, events: Sequence[UsageEvent], failed: Bools) -> Hashes:
-        """(n,) classes of failures."""
-        errors = np.zeros(len(events), np.uint64)
-        rows = np.flatnonzero(failed)
-        errors[rows] = self._hasher.texts("error", [error_class(events[i]) for i in rows.tolist()])
-        return errors
-
-    def _empty(self, events: Sequence[UsageEvent], results: Words) -> Bools:
-        """(n,) whether a result was sent and holds nothing."""
-        empty = may_be_of_nothing(results.sizes)
-        for i in np.flatnonzero(empty).tolist():
-            empty[i] = is_empty(events[i].result, events[i].result_hash)
+    def _empty(self, events: Sequence[UsageEvent], result_hash: Sequence[str]) -> list[bool]:
+        """Whether a result was sent and holds nothing."""
+        empty = [
+            len(ready_made) in SIZES_OF_NOTHING and is_empty(NOTHING_SENT, ready_made) for ready_made in result_hash
+        ]
         for i, event in enumerate(events):
             if event.result is not NOTHING_SENT:
                 empty[i] = event.result_hash is not None and is_empty(event.result, event.result_hash)
         return empty
 
-    def _groups(self, events: Sequence[UsageEvent], models: Distinct[str | None]) -> Hashes:
-        """(n,) hashes of what makes a group, 0 where nothing of it is known."""
-        columns = [
+    def _groups(self, events: Sequence[UsageEvent], models: Distinct[str | None]) -> Distinct[str]:
+        """What makes a group, "" where nothing of it is known."""
+        columns: list[Distinct[Any]] = [
             models if name == "model" else Distinct.of(list(map(attrgetter(name), events)))
             for name in self._settings.group_by
         ]
-        if not columns:
-            return np.zeros(len(events), np.uint64)
-        groups = Distinct.together(*columns)
+        groups = Distinct.together(*columns or [Distinct.of([None] * len(events))])
         names = [_SEPARATOR.join([part or "" for part in parts]) for parts in groups.values]
-        return groups.all(self._hasher.texts("group", [name.strip(_SEPARATOR) and name for name in names]))
+        return Distinct([name.strip(_SEPARATOR) and name for name in names], groups.number)
 
     def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str]) -> Ints:
         """(n,) kinds of tools; where there are arguments, these count, too."""

@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from burnfuse.event import UsageEvent
-from detectors.types import Bools, Finish, Ints, ToolKind
+from detectors.types import Finish, ToolKind
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -201,14 +200,8 @@ _HASHES_OF_NOTHING = frozenset(
 )
 """What producers that hash send for empty results."""
 _PREFIX = "sha256:"
-_SIZES = np.zeros(100, bool)
-_SIZES[[len(text) + more for text in _HASHES_OF_NOTHING for more in (0, len(_PREFIX))]] = True
-
-
-def may_be_of_nothing(sizes: Ints) -> Bools:
-    """Whether hashes of these sizes may be those of empty results."""
-    found: Bools = _SIZES[np.minimum(sizes, len(_SIZES) - 1)]
-    return found
+SIZES_OF_NOTHING = frozenset(len(text) + more for text in _HASHES_OF_NOTHING for more in (0, len(_PREFIX)))
+"""Characters of hashes that may be those of empty results."""
 
 
 def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
