@@ -36,21 +36,20 @@ class Distinct(Generic[T]):
         return cls(list(numbers), number)
 
     @classmethod
-    def whole(cls, values: Ints) -> Distinct[int]:
-        """Whole numbers."""
-        low = int(values.min()) if len(values) else 0
-        different, number = np.unique(_small(values - low), return_inverse=True)
-        return Distinct([int(value) + low for value in different], number)
-
-    @classmethod
     def together(cls, *columns: Distinct[Any]) -> Distinct[tuple[Any, ...]]:
         """Tuples of the columns' values, row by row."""
         key = columns[0].number
         for column in columns[1:]:
             key = key * len(column.values) + column.number
-        _, first, number = np.unique(_small(key), return_index=True, return_inverse=True)
-        parts = [[column.values[i] for i in column.number[first].tolist()] for column in columns]
-        return Distinct(list(zip(*parts, strict=True)), number)
+        keys = Distinct.of(key.tolist())
+        values = []
+        for code in keys.values:
+            parts: list[Any] = []
+            for column in reversed(columns):
+                code, part = divmod(code, len(column.values))
+                parts.append(column.values[part])
+            values.append(tuple(reversed(parts)))
+        return Distinct(values, keys.number)
 
     def take(self, index: Ints) -> Distinct[T]:
         """The chosen rows; some values may not come any more."""
@@ -63,8 +62,3 @@ class Distinct(Generic[T]):
     def all(self, answers: NDArray[Any]) -> NDArray[Any]:
         """(n, ...) answers by row, from answers by value."""
         return answers[self.number]
-
-
-def _small(numbers: Ints) -> NDArray[Any]:
-    """The same numbers, none below 0, in the smallest type: in 16 bits they are sorted in linear time."""
-    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))

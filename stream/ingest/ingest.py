@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -204,7 +203,6 @@ class Ingest:
         failed = np.fromiter([e.status == "error" for e in events], bool, n)
         failures = np.flatnonzero(failed)
         tools, models = Distinct.of(tool), Distinct.of([e.model for e in events])
-        groups = self._groups(events, models)
         words, hashes = self._hasher.columns(
             [
                 # The text columns, in their order; then what only a hash is kept of.
@@ -222,7 +220,7 @@ class Ingest:
                 ("round", [e.round_id or "" for e in events]),
                 ("error", [error_class(events[i]) for i in failures.tolist()]),
                 ("model", [model or "" for model in models.values]),
-                ("group", groups.values),
+                ("group", self._groups(events)),
             ]
         )
         event, agent, run, root, _, receiver, _, tool_id, args, result, target, round_, error, model, group = hashes
@@ -233,7 +231,8 @@ class Ingest:
         what = np.where(kind == Kind.TOOL, tool_id, kind)
         ts = np.fromiter([e.ts for e in events], np.float64, n)
         used = Used.of(events)
-        numbers = {
+        sent = [i for i, e in enumerate(events) if e.args is not NOTHING_SENT or e.result is not NOTHING_SENT]
+        numbers: dict[str, NDArray[Any] | list[Any]] = {
             "event": event,
             "run": join(agent, run),
             "root": root,
@@ -245,15 +244,15 @@ class Ingest:
             "finish": Distinct.of([e.finish_reason for e in events]).each(finish_of, np.uint8),
             "signature": join(what, args),
             "result": result,
-            "empty": self._empty(events, result_hash),
+            "empty": self._empty(events, result_hash, sent),
             "tool_id": tool_id,
-            "tool_kind": self._tool_kinds(events, tools),
+            "tool_kind": self._tool_kinds(events, tools, sent),
             "target": target,
             "round": round_,
             "sender": agent,
             "receiver": receiver,
             "model": models.all(model),
-            "group": groups.all(group),
+            "group": group,
             "input": used.input,
             "cached": used.cached,
             "output": used.output,
@@ -265,35 +264,37 @@ class Ingest:
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
-        return words.head(len(TEXTS) * n), {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()}
+        columns = {
+            name: column.astype(dtype, copy=False)
+            if isinstance(column := numbers[name], np.ndarray)
+            else np.fromiter(column, dtype, n)
+            for name, dtype in NUMBERS.items()
+        }
+        return words.head(len(TEXTS) * n), columns
 
-    def _empty(self, events: Sequence[UsageEvent], result_hash: Sequence[str]) -> list[bool]:
-        """Whether a result was sent and holds nothing."""
-        empty = [
-            len(ready_made) in SIZES_OF_NOTHING and is_empty(NOTHING_SENT, ready_made) for ready_made in result_hash
-        ]
-        for i, event in enumerate(events):
-            if event.result is not NOTHING_SENT:
-                empty[i] = event.result_hash is not None and is_empty(event.result, event.result_hash)
+    def _empty(self, events: Sequence[UsageEvent], result_hash: Sequence[str], sent: Sequence[int]) -> list[bool]:
+        """Whether a result was sent and holds nothing.
+
+        Args:
+            sent: Which events came with contents.
+        """
+        empty = [len(known) in SIZES_OF_NOTHING and is_empty(NOTHING_SENT, known) for known in result_hash]
+        for i in sent:
+            empty[i] = bool(result_hash[i]) and is_empty(events[i].result, result_hash[i])
         return empty
 
-    def _groups(self, events: Sequence[UsageEvent], models: Distinct[str | None]) -> Distinct[str]:
+    def _groups(self, events: Sequence[UsageEvent]) -> list[str]:
         """What makes a group, "" where nothing of it is known."""
-        columns: list[Distinct[Any]] = [
-            models if name == "model" else Distinct.of(list(map(attrgetter(name), events)))
-            for name in self._settings.group_by
-        ]
-        groups = Distinct.together(*columns or [Distinct.of([None] * len(events))])
-        names = [_SEPARATOR.join([part or "" for part in parts]) for parts in groups.values]
-        return Distinct([name.strip(_SEPARATOR) and name for name in names], groups.number)
+        columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
+        names = list(map(_SEPARATOR.join, zip(*columns, strict=True))) if columns else [""] * len(events)
+        return [name.strip(_SEPARATOR) and name for name in names]
 
-    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str]) -> Ints:
+    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str], sent: Sequence[int]) -> Ints:
         """(n,) kinds of tools; where there are arguments, these count, too."""
         named = self._settings.tool_kinds
         kinds = tools.each(lambda tool: tool_kind(tool, named=named), np.uint8)
-        for i, event in enumerate(events):
-            if event.args is not NOTHING_SENT and event.tool:
-                kinds[i] = tool_kind(event.tool, event.args, named)
+        for i in sent:
+            kinds[i] = tool_kind(events[i].tool, events[i].args, named)
         return kinds
 
     def _tokens(self, used: Used) -> Ints:

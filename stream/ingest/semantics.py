@@ -87,9 +87,9 @@ def tool_kind(name: str | None, args: bytes | msgspec.Raw = b"", named: Mapping[
         if fnmatchcase(name, pattern):
             return int(ToolKind[kind.upper()])
     kind_of_name = _kind_of_name(name)
-    data = bytes(args)
+    data = bytes(args)[:_LOOKED_AT]
     if data:
-        if kind_of_name == ToolKind.SHELL and _WAITS.search(data[:_LOOKED_AT]):
+        if kind_of_name == ToolKind.SHELL and _WAITS.search(data):
             return int(ToolKind.POLL)
         by_action = _kind_of_name(action_of(data))
         if by_action != ToolKind.UNKNOWN:
