@@ -14,6 +14,9 @@ from detectors.rounds import lives
 from detectors.types import UNKNOWN, EventBatch, Finding, Kind
 
 
+_TOOL = int(Kind.TOOL)
+
+
 @register
 class RetryLoop(Detector):
     """A run repeats itself and learns nothing: the same call, a cycle, failures, one answer to all questions,
@@ -35,8 +38,9 @@ class RetryLoop(Detector):
         more apart (polling), unless they fail; model calls back off; arguments are not observed.
     Units: calls, laps, messages, answers, compactions, errors; spend since the loop began in effective
         tokens and dollars.
-    State: per run, the 32 latest calls, a memory of 256 calls with their results, a counter with the place
-        where it began for each rule; about 1830 bytes.
+    State: per run counters, 8 calls and their results, the latest words: about 468 bytes. Runs that repeat a call
+        or make more get a memory of 32 calls and of 256 with their results (1.2 kB), those in which something
+        goes on the places where it began (0.3 kB).
     Source: the rules on which 25 published loop detectors converged, with the thresholds of their tests;
         results before arguments, progress before repetition.
     """
@@ -46,7 +50,7 @@ class RetryLoop(Detector):
 
     def __init__(self, config: RetryLoopConfig) -> None:
         self.config = config
-        self._calls, self._talk = CallState(), TalkState()
+        self._calls, self._talk = CallState(config), TalkState()
         self.tables = self._calls.tables | self._talk.tables
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
@@ -63,7 +67,7 @@ class RetryLoop(Detector):
         again = born[self._talk.runs["begun"][born]]
         if len(again):
             self.forget(again)
-        called = ((batch.kind == Kind.TOOL) & (batch.signature != UNKNOWN)).nonzero()[0]
+        called = ((batch.kind == _TOOL) & (batch.signature != UNKNOWN)).nonzero()[0]
         found, news = Calls(self.config, self._calls, batch, called).run()
         found += Talk(self.config, self._talk, batch).run(news)
         found.sort(key=lambda pair: pair[0])

@@ -6,6 +6,7 @@ for all runs of a round at once. Hashes are kept as 32 bits: a rule needs severa
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +38,10 @@ _MIX, _BLIND, _FAILED = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4
 # Counters of a run, in one column.
 _FAILURES, _SAME_ERROR, _ERRORS, _ERROR_CALLS, _STAGNANT, _STALE, _READS, _REREADS = range(8)
 _COUNTERS = 8
+# Plain numbers: numpy takes ten times as long to compare with members of an enumeration.
+_SHELL, _POLL, _UNSURE, _MUTATE = (
+    int(kind) for kind in (ToolKind.SHELL, ToolKind.POLL, ToolKind.UNKNOWN, ToolKind.MUTATE)
+)
 # Hashes of a run, in one column.
 _ERR_TOOL, _ERR_CLASS, _ERR_FIRST, _STAG_TOOL, _STAG_RESULT, _STAG_FIRST, _TARGET = range(7)
 _IDS = 7
@@ -70,7 +75,7 @@ _NOTHING = (np.empty((0, PERIODS), np.int64), np.empty(0, np.int64), np.empty(0,
 
 YOUNG: Final = 8
 """Calls of a run that are remembered before it gets a memory of full size: most runs end, or are stopped, before."""
-_KEYS: Final = 12
+_KEYS: Final = 16
 """Pairs of (call, result) remembered until then."""
 # Where things stand in the memory of a young run, in words.
 _YOUNG_ITEM, _YOUNG_SPENT, _YOUNG_KEY = YOUNG, 2 * YOUNG, 5 * YOUNG
@@ -85,7 +90,11 @@ class CallState:
     those that repeat a call or make many, and the places where streaks began for those that carry one on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: RetryLoopConfig) -> None:
+        self.lowest = _lowest(config)
+        self.low_counts = np.full(_COUNTERS, _FAR, np.int32)
+        for rule, counter in _COUNTED.items():
+            self.low_counts[counter] = min(self.lowest[rule], _FAR)
         self.runs = Records(
             {
                 "start": (np.float64, 0.0),  # event time of the first call
@@ -177,14 +186,15 @@ class Calls:
     def __init__(self, config: RetryLoopConfig, state: CallState, batch: EventBatch, at: Ints) -> None:
         """`at`: (n,) positions of the calls with a known signature."""
         self._config, self._state, self._batch = config, state, batch
+        self._lowest, self._low_counts = state.lowest, state.low_counts
         row = batch.entities[SCOPE].row[at]
         parts = list(rounds(row))
         if len(parts) > 1:
             # Round by round, so that a round is a slice of every column.
             order = np.concatenate(parts)
             at, row = at[order], row[order]
-        ends = np.cumsum([len(part) for part in parts]).tolist()
-        self._rounds = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+        ends = [0, *itertools.accumulate(map(len, parts))]
+        self._rounds = [slice(low, high) for low, high in itertools.pairwise(ends)]
         self._i, self._row = at, row
         signature, result, self._failed = batch.signature[at], batch.result[at], batch.failed[at]
         self._ts, self._round = batch.ts[at], batch.round[at]
@@ -200,22 +210,19 @@ class Calls:
         self._item, self._call, self._tool = _half(item), _half(signature), _half(tool)
         self._result, self._error, self._target = _half(result), _half(error), _half(target)
         kind = batch.tool_kind[at]
-        self._shell = kind == ToolKind.SHELL
-        self._poll = kind == ToolKind.POLL
-        self._unsure = kind == ToolKind.UNKNOWN
+        self._shell, self._poll, self._unsure = kind == _SHELL, kind == _POLL, kind == _UNSURE
         # A command that says nothing has done something.
-        self._changes = (kind == ToolKind.MUTATE) | (self._shell & self._empty)
+        self._changes = (kind == _MUTATE) | (self._shell & self._empty)
         # Nor do we hold against a tool that nobody knows what is normal for one that changes things.
         self._mutates = self._changes | self._unsure
-        self._acks = self._unsure & ~self._blind & ~self._failed
+        self._succeeds, self._heard = ~self._failed, ~self._blind
+        answers = self._succeeds & self._heard
+        self._acks = self._unsure & answers
         # One answer to all that is asked says something of a tool that changes nothing.
-        self._asks = self._named & ~self._failed & ~self._blind & ~self._empty & ~self._mutates
-        self._reads = self._aimed & ~self._mutates
+        looks = ~self._mutates
+        self._asks = self._named & answers & ~self._empty & looks
+        self._reads = self._aimed & looks
         self._tokens, self._cost = totals_before(batch, at)
-        self._lowest = _lowest(config)
-        self._low_counts = np.full(_COUNTERS, _FAR, np.int32)
-        for rule, counter in _COUNTED.items():
-            self._low_counts[counter] = min(self._lowest[rule], _FAR)
 
     def run(self) -> tuple[Found, Bools]:
         """What is found, and (events of the batch,) which calls left their runs with something new."""
@@ -238,7 +245,7 @@ class Calls:
         self._state.runs.scatter(calls.rows, calls.run)
         # Most calls are far from every threshold: only the others are looked at closely.
         count = calls.run["count"]
-        near = (count >= self._low_counts).any(1)
+        near = _any8(count >= self._low_counts)
         near |= calls.number + 1 >= self._lowest[_VOLUME]
         if len(known):
             laps = matches // _LENGTHS + 1
@@ -296,26 +303,48 @@ class Calls:
         key = key ^ (key >> np.uint64(32))
         call = self._call[chosen]
         block = self._young(rows)
-        outgrown = (number >= YOUNG) | (run["keys"] > _KEYS - 2) | (block[:, :YOUNG] == call[:, None]).any(1)
+        outgrown = (number >= YOUNG) | (run["keys"] > _KEYS - 2) | _any8(block[:, :YOUNG] == call[:, None])
         outgrown = (outgrown & (place < 0)).nonzero()[0]
         if len(outgrown):
             place[outgrown] = self._grow_up(rows[outgrown], block[outgrown])
-        young, old = (place < 0).nonzero()[0], (place >= 0).nonzero()[0]
-        failed = self._failed[chosen]
-        calls = _Calls(chosen, rows, run, number, place, same_round, ~self._known(rows, run, place, key, young, old))
+        is_old = place >= 0
+        young, old = (~is_old).nonzero()[0], is_old.nonzero()[0]
+        failed, ok = self._failed[chosen], self._succeeds[chosen]
+        # Set and tag in one word, which is never 0.
+        word = _word(key)
+        keys, known, end = block[:, _YOUNG_KEY:], np.zeros(len(rows), np.bool_), rows * _YOUNG_WORDS + _YOUNG_KEY
+        words = self._state.young["word"].reshape(-1)
+        if len(young):
+            known = _any16(keys == word[:, None])
+            end += run["keys"]
+            # Of what is known already a second copy does no harm; the next one takes its place.
+            if len(old):
+                words[end[young]] = word[young]
+            else:
+                words[end] = word
+            run["keys"] += ~known & ~is_old
+        if len(old):
+            known[old] = self._known(place[old], key[old])
+        novel = ~known
+        calls = _Calls(chosen, rows, run, number, place, same_round, novel)
         changes = self._changes[chosen]
         acks = self._acks[chosen].nonzero()[0]
         if len(acks):
             # A tool of unknown kind that gives an answer it has given before: "ok" after "ok" is work done.
             answer = self._answer[chosen][acks]
             answer ^= answer >> np.uint64(32)
-            some = run[acks]
-            now = place[acks]
-            repeated = self._known(rows[acks], some, now, answer, (now < 0).nonzero()[0], (now >= 0).nonzero()[0])
-            run["keys"][acks] = some["keys"]
+            word_too = _word(answer)
+            repeated = _any16(keys[acks] == word_too[:, None]) | (word_too == word[acks])
+            olds = is_old[acks].nonzero()[0]
+            if len(olds):
+                repeated[olds] = self._known(place[acks[olds]], answer[olds])
+            added = (~repeated & ~is_old[acks]).nonzero()[0]
+            at_end = acks[added]
+            words[rows[at_end] * _YOUNG_WORDS + _YOUNG_KEY + run["keys"][at_end]] = word_too[added]
+            run["keys"][at_end] += 1
             changes = changes.copy()
             changes[acks] |= repeated
-        changes = changes & calls.novel & ~failed
+        changes = changes & novel & ok
         if changes.any():
             run["epoch"] += changes
             np.copyto(run["barrier"], number, where=changes, casting="same_kind")
@@ -327,10 +356,10 @@ class Calls:
         spent = (ts - run["start"], self._tokens[chosen], self._cost[chosen])
         slot = number % RING
         bit = slot.astype(np.uint32)
-        fresh = calls.novel.astype(np.uint32) << bit
+        fresh = novel.astype(np.uint32) << bit
         others = ~(np.uint32(1) << bit)
         run["novel"] = run["novel"] & others | fresh
-        run["unsure"] = run["unsure"] & others | np.where(self._unsure[chosen] & ~failed, fresh, np.uint32(0))
+        run["unsure"] = run["unsure"] & others | fresh * (self._unsure[chosen] & ok)
         if len(young):
             self._note_young(rows, slot, young, call, self._item[chosen], spent)
         return calls
@@ -384,33 +413,15 @@ class Calls:
         memory["seen"][place[one], ways] = (keys[one, which] >> np.uint32(8)).astype(np.uint16)
         return place
 
-    def _known(self, rows: Ints, run: NDArray[Any], place: Ints, key: Hashes, young: Ints, old: Ints) -> Bools:
-        """Whether the memory holds these; from now on it does."""
-        known: Bools
-        if len(young):
-            # Set and tag in one word, which is never 0.
-            word = (key & np.uint64(0xFFFF00 | (SETS - 1)) | np.uint64(0x100)).astype(np.uint32)
-            known = (self._young(rows)[:, _YOUNG_KEY:] == word[:, None]).any(1)
-            words = self._state.young["word"].reshape(-1)
-            # Of what is known already a second copy does no harm; the next one takes its place.
-            end = rows * _YOUNG_WORDS + (_YOUNG_KEY + run["keys"].astype(np.int64))
-            if len(old):
-                words[end[young]] = word[young]
-                run["keys"][young] += ~known[young]
-            else:
-                words[end] = word
-                run["keys"] += ~known
-        else:
-            known = np.zeros(len(rows), np.bool_)
-        if len(old):
-            seen, key, where = self._state.memory["seen"], key[old], place[old][:, None]
-            ways = (key % np.uint64(SETS)).astype(np.int64)[:, None] * WAYS + np.arange(WAYS)
-            tag = (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
-            kept = seen[where, ways]
-            held = (kept == tag[:, None]).any(axis=1)
-            known[old] = held
-            new = (~held).nonzero()[0]
-            seen[where[new], ways[new]] = np.concatenate([tag[new, None], kept[new, :-1]], axis=1)
+    def _known(self, place: Ints, key: Hashes) -> Bools:
+        """Whether full memories hold these; from now on they do."""
+        seen, where = self._state.memory["seen"], place[:, None]
+        ways = (key % np.uint64(SETS)).astype(np.int64)[:, None] * WAYS + np.arange(WAYS)
+        tag = (key >> np.uint64(8)).astype(np.uint16) | np.uint16(1)
+        kept = seen[where, ways]
+        known: Bools = (kept == tag[:, None]).any(axis=1)
+        new = (~known).nonzero()[0]
+        seen[where[new], ways[new]] = np.concatenate([tag[new, None], kept[new, :-1]], axis=1)
         return known
 
     def _repeats(self, calls: _Calls, known: Ints) -> tuple[Ints, Ints, Ints]:
@@ -507,7 +518,12 @@ class Calls:
             begins[:, :PERIODS] = True
 
         count[:, _FAILURES] = np.where(same_as_before & failed, count[:, _FAILURES], 0)
-        some = (failed | (count[:, _SAME_ERROR] > 0)).nonzero()[0]
+        errors = (count[:, _SAME_ERROR] > 0) & ~failed
+        if errors.any():
+            ends = errors & (changes | (tool == ids[:, _ERR_TOOL]))
+            count[:, _SAME_ERROR] *= ~ends
+            goes_on |= errors & ~ends
+        some = failed.nonzero()[0]
         if len(some):
             self._errors(calls, some, same_as_before[some], single[some], changes[some], begins, goes_on)
         count[:, _ERRORS] *= failed
@@ -532,8 +548,8 @@ class Calls:
         begins[:, _MARK[_STAGNATION]] = ~like
 
         # Nothing new. Waiting and answers that were not sent say nothing either way.
-        heard = ~self._blind[at]
-        news = (calls.novel & heard & ~failed & ~like) | changes | (calls.number == 0)
+        heard = self._heard[at]
+        news = (calls.novel & heard & self._succeeds[at] & ~like) | changes | (calls.number == 0)
         stale = count[:, _STALE] + (heard & ~self._poll[at]) * single
         stale[news] = 0
         count[:, _STALE] = stale
@@ -556,49 +572,35 @@ class Calls:
         self._mark(calls, begins, goes_on, now)
 
     def _errors(
-        self,
-        calls: _Calls,
-        some: Ints,
-        same_as_before: Bools,
-        single: NDArray[np.int32],
-        changes: Bools,
-        begins: Bools,
-        goes_on: Bools,
+        self, calls: _Calls, some: Ints, same_as_before: Bools, single: Any, changes: Bools, begins: Bools, goes_on: Bools
     ) -> None:
-        """Counts failures of calls (k,) that fail, or whose run has an open streak of equal errors."""
-        at = calls.at[some] if not isinstance(calls.at, slice) else some + calls.at.start
-        count, ids, flags = calls.run["count"][some], calls.run["id"][some], calls.run["flag"][some]
-        failed, call, tool = self._failed[at], self._call[at], self._tool[at]
-        known = count[:, _FAILURES]
-        begins[some, _MARK[_FAILING]] = failed & (known == 0)
-        goes_on[some] |= failed & (known > 0)
-        count[:, _FAILURES] = np.where(failed, np.maximum(known + single, 1), 0)
+        """Counts failures: of calls (k,) that fail."""
+        at = some + calls.at.start if isinstance(calls.at, slice) else calls.at[some]
+        run = calls.run[some]
+        count, ids, flags = run["count"], run["id"], run["flag"]
+        call, tool = self._call[at], self._tool[at]
+        known = count[:, _FAILURES] > 0
+        count[:, _FAILURES] = np.maximum(count[:, _FAILURES] + single, 1)
 
         # The same tool fails with the same kind of error.
-        error = self._error[at]
-        comparable = failed & self._named[at] & self._told[at]
-        like = comparable & (count[:, _SAME_ERROR] > 0) & (tool == ids[:, _ERR_TOOL]) & (error == ids[:, _ERR_CLASS])
-        ends = changes | (~failed & (tool == ids[:, _ERR_TOOL]))
+        error, counted = self._error[at], count[:, _SAME_ERROR]
+        comparable = self._named[at] & self._told[at]
+        like = comparable & (counted > 0) & (tool == ids[:, _ERR_TOOL]) & (error == ids[:, _ERR_CLASS])
         fresh = comparable & ~like
-        count[:, _SAME_ERROR] = np.where(
-            like, count[:, _SAME_ERROR] + single, np.where(fresh, 1, np.where(ends, 0, count[:, _SAME_ERROR]))
-        )
-        flags[:, _ERR_VARIED] = np.where(fresh, False, flags[:, _ERR_VARIED] | (like & (call != ids[:, _ERR_FIRST])))
+        flags[:, _ERR_VARIED] = ~fresh & (flags[:, _ERR_VARIED] | (like & (call != ids[:, _ERR_FIRST])))
+        count[:, _SAME_ERROR] = np.where(fresh, 1, np.where(changes & ~like, 0, counted + like * single))
         for which, value in ((_ERR_TOOL, tool), (_ERR_CLASS, error), (_ERR_FIRST, call)):
-            ids[:, which] = np.where(fresh, value, ids[:, which])
-        begins[some, _MARK[_ONE_ERROR]] = fresh
-        goes_on[some] |= ~fresh & (count[:, _SAME_ERROR] > 0)
+            np.copyto(ids[:, which], value, where=fresh)
 
         # Whatever is called fails. Counted in parts of a call, of which a shell's failures are one each.
-        part = np.where(self._shell[at], 1, self._config.shell_factor).astype(np.int32)
-        first = failed & (count[:, _ERROR_CALLS] == 0)
-        count[:, _ERRORS] = np.where(failed, count[:, _ERRORS] + single * part, 0)
-        count[:, _ERROR_CALLS] = np.where(failed, count[:, _ERROR_CALLS] + single, 0)
+        first = count[:, _ERROR_CALLS] == 0
+        count[:, _ERRORS] += single * np.where(self._shell[at], 1, self._config.shell_factor).astype(np.int32)
+        count[:, _ERROR_CALLS] += single
         # The calls of a round after its first count with it; they alone make no streak.
-        flags[:, _STREAK_MIXED] = failed & ~first & (flags[:, _STREAK_MIXED] | ~same_as_before)
-        begins[some, _MARK[_STREAK]] = first
-        goes_on[some] |= failed & ~first
-        calls.run["count"][some], calls.run["id"][some], calls.run["flag"][some] = count, ids, flags
+        flags[:, _STREAK_MIXED] = ~first & (flags[:, _STREAK_MIXED] | ~same_as_before)
+        calls.run[some] = run
+        begins[some, _MARK[_FAILING]], begins[some, _MARK[_ONE_ERROR]], begins[some, _MARK[_STREAK]] = ~known, fresh, first
+        goes_on[some] |= known | ~first | (~fresh & (count[:, _SAME_ERROR] > 0))
 
     def _mark(self, calls: _Calls, begins: Bools, goes_on: Bools, now: Any) -> None:
         """Notes that streaks begin with these calls."""
@@ -611,8 +613,7 @@ class Calls:
         run["ts"], run["tokens"], run["cost"] = now[:, 0], self._tokens[calls.at], self._cost[calls.at]
         own = (place >= 0).nonzero()[0]
         if len(own):
-            since = self._state.streaks["since"]
-            place = place[own]
+            since, place = self._state.streaks["since"], place[own]
             before = since.take(place, axis=0).reshape(-1, 3, _MARKS)
             marked = np.where(begins[own][:, None, :], now[own][:, :, None], before)
             since[place] = marked.reshape(-1, 3 * _MARKS)
@@ -874,6 +875,25 @@ def _lowest(c: RetryLoopConfig) -> Ints:
     lowest[_STAGNATION], lowest[_SWEEP], lowest[_DROUGHT] = c.stagnant_warning, c.sweep_warning, c.stale_warning
     lowest[_VOLUME], lowest[_REPEAT] = c.volume_warning, 2 if c.early else _NEVER
     return lowest
+
+
+def _any8(table: Bools) -> Bools:
+    """`table.any(1)` of (n, 8) contiguous truth values, all eight at once."""
+    found: Bools = table.view(np.uint64)[:, 0] != 0
+    return found
+
+
+def _any16(table: Bools) -> Bools:
+    """The same of (n, 16)."""
+    halves = table.view(np.uint64)
+    found: Bools = (halves[:, 0] | halves[:, 1]) != 0
+    return found
+
+
+def _word(key: Hashes) -> Words:
+    """Of a key what the memory of calls holds, in one word: the tag above the set."""
+    word: Words = (key & np.uint64(0xFFFF00 | (SETS - 1)) | np.uint64(0x100)).astype(np.uint32)
+    return word
 
 
 def _half(hashes: Hashes) -> Words:

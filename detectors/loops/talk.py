@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from detectors.base import ALARM_FIELDS, Records, Sparse, Table, levels, pace, pace_in_order
 from detectors.loops.config import RetryLoopConfig
 from detectors.loops.verdicts import SCOPE, Found, finding, totals_before
-from detectors.rounds import changes, rounds, sizes
-from detectors.types import UNKNOWN, Bools, EventBatch, Finish, Ints, Kind
+from detectors.rounds import changes, rounds
+from detectors.types import UNKNOWN, Bools, EventBatch, Finish, Hashes, Ints, Kind
 
 # Where a streak began: event time, and the run's totals before it.
 _MARK: Final = {"since": (np.float64, 0.0), "since_tokens": (np.int64, 0), "since_cost": (np.int64, 0)}
@@ -25,6 +25,13 @@ _GROWTH: Final = 1.25
 """A gap so many times the one before is longer; less may be jitter."""
 _INPUT_SHARE, _OUTPUT_SHARE = 0.02, 0.05
 """How far equal steps may differ."""
+
+
+# Plain numbers: numpy takes ten times as long to compare with members of an enumeration.
+_LLM, _TOOL, _MESSAGE, _COMPACTION, _OUTCOME = (
+    int(kind) for kind in (Kind.LLM, Kind.TOOL, Kind.MESSAGE, Kind.COMPACTION, Kind.OUTCOME)
+)
+_UNFINISHED, _TRUNCATED = int(Finish.UNKNOWN), int(Finish.TRUNCATED)
 
 
 class _Streak:
@@ -143,64 +150,54 @@ class Talk:
         self._config, self._state, self._batch = config, state, batch
         self._row = batch.entities[SCOPE].row
         self._kind = batch.kind
-        self._llm = self._kind == Kind.LLM
-        self._tool = self._kind == Kind.TOOL
 
     def run(self, news: Bools) -> Found:
         """What is found; `news`: (n,) after which events their runs had got something new by a call."""
         batch, state = self._batch, self._state
         order = np.argsort(self._row, kind="stable")
-        row = self._row[order]
-        starts = changes(row).nonzero()[0]
-        rows, count = row[starts], sizes(starts, len(row))
+        row, kind, failed = self._row[order], self._kind[order], batch.failed[order]
+        opens = changes(row)
+        starts = opens.nonzero()[0]
+        rows = row[starts]
+        of = opens.cumsum() - 1
         runs = state.runs.gather(rows)
-        of = np.arange(len(starts)).repeat(count)
-        first = starts[of]
-        tool, llm = self._tool[order], self._llm[order]
-        succeeds = ~batch.failed[order]
-        found = self._say(order, of, first, tool, llm & succeeds, runs)
+        tool, llm, message = kind == _TOOL, kind == _LLM, kind == _MESSAGE
+        answers = llm & ~failed
+        result = batch.result[order]
+        said = np.where(message, batch.signature[order], result)
+        found = self._say(order, of, starts, tool, answers | message, said, runs)
         # From here on it is only some rows' events that matter.
-        answers = llm & succeeds
-        found += self._some(
-            order,
-            of,
-            answers & (batch.finish[order] != Finish.UNKNOWN),
-            (batch.finish[order] == Finish.TRUNCATED) & answers,
-            state.cut.table.find(rows) >= 0,
-            self._end,
-        )
-        compacts = self._kind[order] == Kind.COMPACTION
+        finish = batch.finish[order]
+        truncated = (finish == _TRUNCATED) & answers
+        on = state.cut.table.find(rows) >= 0
+        if truncated.any() or on.any():
+            on[of[truncated]] = True
+            found += self._by_rounds(order[(answers & (finish != _UNFINISHED) & on[of]).nonzero()[0]], self._end)
+        compacts = kind == _COMPACTION
         talks = ~tool & ~compacts
         if compacts.any() or (state.compactions.table.find(rows) >= 0).any():
             found += self._compactions(order, of, rows, runs, compacts, talks, news)
         else:
-            runs["calls"] += np.add.reduceat(talks, starts, dtype=np.int32)
-        hashed = ((batch.signature != UNKNOWN) | (batch.result != UNKNOWN))[order]
-        before = np.cumsum(hashed)
-        unhashed = (before - (before - hashed)[first] == 0) & ~runs["hashed"][of]
-        steps = (unhashed & answers & (batch.input >= 0)[order] & (batch.output > 0)[order]).nonzero()[0]
-        if len(steps):
-            found += self._by_rounds(order[steps], self._grow)
+            runs["calls"] += np.add.reduceat(talks.view(np.int8), starts, dtype=np.int32)
+        hashed = (said != UNKNOWN) | (result != UNKNOWN) | (batch.signature[order] != UNKNOWN)
         known = np.logical_or.reduceat(hashed, starts)
-        done = known & ~runs["hashed"]
-        if done.any():
-            state.steps.table.clear(rows[done])
+        # A run of which not all events are hashed, and none was before.
+        bare = (answers & ~hashed & ~runs["hashed"][of]).nonzero()[0]
+        if len(bare):
+            found += self._unhashed(order, of, starts, hashed, bare)
         runs["hashed"] |= known
-        found += self._asks(order, of, first, starts, llm, rows, runs)
+        found += self._asks(order, of, starts, llm, failed, rows, runs)
         runs["begun"] = True
         state.runs.scatter(rows, runs)
         return found
 
-    def _some(
-        self, order: Ints, of: Ints, events: Bools, begins: Bools, goes_on: Bools, rule: Callable[[Ints], Found]
-    ) -> Found:
-        """A rule over the events (n,) of those runs in which it begins (n,), or goes on from before (runs,)."""
-        if begins.any():
-            goes_on = goes_on.copy()
-            goes_on[of[begins]] = True
-        if not goes_on.any():
-            return []
-        return self._by_rounds(order[events & goes_on[of]], rule)
+    def _unhashed(self, order: Ints, of: Ints, starts: Ints, hashed: Bools, bare: Ints) -> Found:
+        """Model calls of runs that had no hash before: those that came before the first one are compared."""
+        batch, at = self._batch, order[bare]
+        number = hashed.cumsum()
+        before = number[bare] - (number - hashed)[starts[of[bare]]]
+        at = at[(before == 0) & (batch.input[at] >= 0) & (batch.output[at] > 0)]
+        return self._by_rounds(at, self._grow) if len(at) else []
 
     def _by_rounds(self, at: Ints, rule: Callable[[Ints], Found]) -> Found:
         """A rule over events, one per run at a time."""
@@ -208,52 +205,50 @@ class Talk:
 
     # ---------------------------------------------------------------------------------- rules
 
-    def _say(self, order: Ints, of: Ints, first: Ints, tool: Bools, answers: Bools, runs: NDArray[Any]) -> Found:
+    def _say(
+        self, order: Ints, of: Ints, starts: Ints, tool: Bools, speaks: Bools, said: Hashes, runs: NDArray[Any]
+    ) -> Found:
         """The same words again; what is done in between ends the streak."""
         batch, config = self._batch, self._config
-        message = self._kind[order] == Kind.MESSAGE
-        said = np.where(message, batch.signature[order], batch.result[order])
-        w = ((answers | message) & (said != UNKNOWN) & ~batch.empty[order]).nonzero()[0]
-        done = np.cumsum(tool)
-        works = len(done) > 0 and bool(done[-1])
+        w = (speaks & (said != UNKNOWN) & ~batch.empty[order]).nonzero()[0]
+        done = tool.cumsum()
+        at_start = (done - tool)[starts]
+        ends = np.empty_like(starts)
+        ends[:-1] = starts[1:] - 1
+        ends[-1] = len(order) - 1
         found: Found = []
         if len(w):
             at, run, words = order[w], of[w], said[w]
             opens = changes(run)
-            earlier = np.empty_like(words)
-            earlier[1:] = words[:-1]
-            earlier[opens] = runs["last"][run[opens]]
-            same = words == earlier
-            if works:
-                worked = np.empty_like(w)
-                worked[1:] = done[w[:-1]]
-                worked[opens] = (done - tool)[first[w[opens]]]
-                same &= done[w] == worked
+            first = opens.nonzero()[0]
+            mine = run[first]
+            earlier, worked = np.empty_like(words), np.empty_like(w)
+            earlier[1:], worked[1:] = words[:-1], done[w[:-1]]
+            earlier[first], worked[first] = runs["last"][mine], at_start[mine]
+            same = (words == earlier) & (done[w] == worked)
             place = np.arange(len(w))
             # Where the streak that each belongs to begins, or the batch does.
             since = np.maximum.accumulate(place * (opens | ~same))
-            counts = (place - since + 1).astype(np.int32)
+            counts = place - since
+            counts += 1
             from_before = same[since]
             if from_before.any():
-                counts[from_before] += runs["said"][run[from_before]]
+                counts += runs["said"][run] * from_before
             tokens, cost = totals_before(batch, at)
             marks = (batch.ts[at], tokens, cost)
-            if (counts >= config.said_warning).any():
+            if counts.max() >= config.said_warning:
                 found = self._same_words(at, counts, since, from_before, run, runs, marks)
-            latest = np.append(opens[1:], True).nonzero()[0]
-            mine = run[latest]
+            latest = np.empty_like(first)
+            latest[:-1] = first[1:] - 1
+            latest[-1] = len(w) - 1
             runs["last"][mine], runs["said"][mine] = words[latest], counts[latest]
-            begun = ~from_before[latest]
-            mine, begin = mine[begun], since[latest[begun]]
+            begun = (~from_before[latest]).nonzero()[0]
+            begin = since[latest[begun]]
             for name, value in zip(_MARK, marks, strict=True):
-                runs[name][mine] = value[begin]
-        if works:
-            # Whether something was done after the latest words of each run.
-            ends = np.append(first[1:] != first[:-1], True).nonzero()[0]
-            before = (done - tool)[first[ends]]
-            if len(w):
-                before[run[latest]] = done[w[latest]]
-            runs["last"][done[ends] > before] = UNKNOWN
+                runs[name][mine[begun]] = value[begin]
+            at_start[mine] = done[w[latest]]
+        # Whether something was done after the latest words of each run.
+        runs["last"][done[ends] > at_start] = UNKNOWN
         return found
 
     def _same_words(
@@ -300,7 +295,7 @@ class Talk:
     def _end(self, at: Ints) -> Found:
         batch, config, table = self._batch, self._config, self._state.cut.table
         places = table.open(self._row[at])
-        cut = batch.finish[at] == Finish.TRUNCATED
+        cut = batch.finish[at] == _TRUNCATED
         known = table["count"][places]
         counts = np.where(cut, known + 1, 0)
         table["count"][places] = counts
@@ -324,7 +319,7 @@ class Talk:
     ) -> Found:
         """Compactions, and what is done between them."""
         table = self._state.compactions.table
-        fruitful = news[order] | (self._kind[order] == Kind.OUTCOME)
+        fruitful = news[order] | (self._kind[order] == _OUTCOME)
         goes_on = table.find(rows) >= 0
         goes_on[of[compacts]] = True
         others = talks & ~goes_on[of]
@@ -393,13 +388,12 @@ class Talk:
         )
 
     def _asks(
-        self, order: Ints, of: Ints, first: Ints, starts: Ints, llm: Bools, rows: Ints, runs: NDArray[Any]
+        self, order: Ints, of: Ints, starts: Ints, llm: Bools, failed: Bools, rows: Ints, runs: NDArray[Any]
     ) -> Found:
         """A storm of refusals: many in a short time, with gaps that do not grow."""
-        batch, table = self._batch, self._state.storm
-        refused = llm & batch.failed[order]
+        table = self._state.storm
+        begin = of[llm & failed]
         storms = table.find(rows) >= 0
-        begin = of[refused]
         found: Found = []
         if len(begin) or storms.any():
             new = np.unique(begin[~storms[begin]])
@@ -407,8 +401,8 @@ class Talk:
             places = table.open(rows[new])
             table["ts"][places] = runs["asked"][new]
             storms[new] = True
-            found = self._by_rounds(order[llm & storms[of]], self._ask)
-        asked = np.where(llm, batch.ts[order], -np.inf)
+            found = self._by_rounds(order[(llm & storms[of]).nonzero()[0]], self._ask)
+        asked = np.where(llm, self._batch.ts[order], -np.inf)
         runs["asked"] = np.maximum(runs["asked"], np.maximum.reduceat(asked, starts))
         return found
 
