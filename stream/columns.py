@@ -90,6 +90,15 @@ class _Blob:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def rows_of(self, text: str) -> list[int]:
+        """All rows that hold this text, found without decoding the others."""
+        data, wanted, rows, at = self._data, text.encode(errors="replace"), [], -1
+        while (at := data.find(wanted, at + 1)) >= 0 and wanted:
+            row = int(np.searchsorted(self._ends, at, side="right"))
+            if self._end(row - 1) == at and self._end(row) == at + len(wanted):
+                rows.append(row)
+        return rows
+
     def __getitem__(self, i: int) -> str:
         return self._data[self._end(i - 1) : self._end(i)].decode(errors="replace")
 
@@ -119,6 +128,14 @@ class TextColumn(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts[self._name])
+
+    def place(self, text: str) -> int:
+        """The first position at which a text stands.
+
+        Raises:
+            ValueError: it stands nowhere.
+        """
+        return self._texts.place(self._name, text)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -156,6 +173,25 @@ class Texts(Mapping[str, list[str]]):
     def at(self, name: str, i: int) -> str:
         """One event's text."""
         return self._stores[int(self._part[i])][name][int(self._row[i])]
+
+    def place(self, name: str, text: str) -> int:
+        """The first event with this text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        places = []
+        for part, store in enumerate(self._stores):
+            column = store[name]
+            if isinstance(column, _Blob):
+                rows = column.rows_of(text)
+            else:
+                rows = [row for row, held in enumerate(column) if held == text]
+            for row in rows:
+                places += np.flatnonzero((self._part == part) & (self._row == row))[:1].tolist()
+        if not places:
+            raise ValueError(f"no event has the {name} {text!r}")
+        return int(min(places))
 
     def take(self, index: NDArray[Any]) -> Texts:
         """The chosen events' texts."""

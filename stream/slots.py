@@ -93,6 +93,9 @@ class SlotMap:
 
 def first_of(ids: Hashes) -> Bools:
     """(n,) true where an id occurs for the first time among the n."""
+    ordered = np.sort(ids)
+    if not (ordered[1:] == ordered[:-1]).any():  # as nearly always
+        return np.ones(len(ids), bool)
     first = np.zeros(len(ids), bool)
     first[np.unique(ids, return_index=True)[1]] = True
     return first

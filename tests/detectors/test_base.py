@@ -116,7 +116,7 @@ def page(detector: Detector, rows: int = 3) -> bytes:
 @pytest.mark.parametrize(
     ("saved", "says"),
     [
-        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 2"),
+        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 3"),
         (page(RetryLoop(RetryLoopConfig()))[:50], "saved state is damaged"),
         (b"", "saved state is damaged"),
         (page(RetryLoop(RetryLoopConfig()), 4), r"saved field 'n' is <i4\(4,\), expected <i4\(3,\)"),
