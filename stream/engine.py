@@ -255,17 +255,15 @@ class Engine:
         )
         for column in numbers.values():
             column.flags.writeable = False  # no detector may change what the next one sees
-        self._detect(batch, offset + kept, result)
+        self._detect(batch, columns.text("event_id"), offset + kept, result)
 
-    def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
+    def _detect(self, batch: EventBatch, ids: TextColumn, positions: Ints, result: Result) -> None:
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
             found += self._guard(name, partial(detector.update, batch)) or ()
         if not found:
             return
-        texts = batch.event_id
-        assert isinstance(texts, TextColumn)  # noqa: S101 - as `_process` made it
-        place = {event_id: int(positions[texts.place(event_id)]) for event_id in {f.event_id for f in found}}
+        place = {event_id: int(positions[ids.place(event_id)]) for event_id in {f.event_id for f in found}}
         found.sort(key=lambda finding: place[finding.event_id])
         for name, detector in list(self._detectors.items()):
             found = list(self._guard(name, partial(detector.review, batch, found)) or found)
