@@ -826,9 +826,9 @@ class Spiral(Detector):
     def _speaking(
         self, rule: str, rows: Ints, count: Any, warning: Any, critical: Any, ts: Any
     ) -> list[tuple[int, int]]:
-        level = levels(count, warning, critical)
-        if not level.any():
+        if not (count >= warning).any():
             return []
+        level = levels(count, warning, critical)
         alarms = self._alarms[rule]
         speak = pace(alarms, rows, level, ts, repeat_s=self.config.repeat_s, rearm_s=self.config.rearm_s)
         return [(int(k), int(level[k])) for k in np.flatnonzero(speak)]
