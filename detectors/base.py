@@ -73,6 +73,9 @@ _decode_page = msgspec.msgpack.Decoder(tuple[str, int, msgspec.Raw]).decode
 _decode_tables = msgspec.msgpack.Decoder(dict[str, TablePage]).decode
 
 
+_WHOLE = {8: np.dtype(np.uint64), 16: np.dtype(np.complex128)}
+
+
 class Table:
     """State in columns: one row per entity, one numpy array per field.
 
@@ -83,6 +86,9 @@ class Table:
     def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
         self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
         self._columns: dict[str, NDArray[Any]] = {}
+        # Vectors as long as a number are moved as one.
+        lengths = {name: dtype.itemsize * width for name, (dtype, _, width) in self._fields.items() if width}
+        self._whole = {name: _WHOLE[length] for name, length in lengths.items() if length in _WHOLE}
         self._rows = 0
         self.reserve(16)
 
@@ -101,11 +107,18 @@ class Table:
 
     def take(self, name: str, rows: Ints) -> NDArray[Any]:
         """`table[name][rows]`, which takes numpy five times as long where each row is a small vector."""
-        return self._columns[name].take(rows, axis=0)
+        column = self._columns[name]
+        if (whole := self._whole.get(name)) is not None:
+            return column.view(whole)[:, 0].take(rows).view(column.dtype).reshape(len(rows), column.shape[1])
+        return column.take(rows, axis=0)
 
     def put(self, name: str, rows: Ints, values: NDArray[Any]) -> None:
         """`table[name][rows] = values` for a column of small vectors: faster one after the other, too."""
         column = self._columns[name]
+        if (whole := self._whole.get(name)) is not None:
+            values = np.ascontiguousarray(values, column.dtype)
+            column.view(whole)[:, 0][rows] = values.view(whole)[:, 0]
+            return
         for i in range(column.shape[1]):
             column[:, i][rows] = values[:, i]
 
@@ -189,7 +202,8 @@ class Records(Table):
         self._pieces[rows] = records.view(self._piece)
 
     def take(self, name: str, rows: Ints) -> NDArray[Any]:
-        return self._columns[name][rows]
+        values: NDArray[Any] = self._columns[name][rows]
+        return values
 
     def reserve(self, rows: int) -> None:
         if rows <= self._rows:
@@ -235,11 +249,12 @@ class Sparse(Table):
         places = self.find(rows)
         closed = (places < 0).nonzero()[0]
         if n := len(closed):
-            reused = self._free[len(self._free) - min(n, len(self._free)) :]
-            del self._free[len(self._free) - len(reused) :]
-            fresh = n - len(reused)
-            places[closed] = [*reused, *range(self._open, self._open + fresh)]
-            self._open += fresh
+            reused = self._free[-n:]
+            del self._free[-n:]
+            given = np.arange(self._open - len(reused), self._open + n - len(reused))
+            given[: len(reused)] = reused
+            places[closed] = given
+            self._open += n - len(reused)
             super().reserve(self._open)
             self._place[rows] = places
         return places
