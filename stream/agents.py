@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -29,7 +30,7 @@ from stream.clock import Clock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
-from stream.incidents import Change, Incident
+from stream.incidents import Incident
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
@@ -38,6 +39,8 @@ from stream.state import origin
 from stream.topics import state_topics
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
 _IDLE_AFTER_S = 10.0
@@ -48,21 +51,33 @@ _FOR_EVER_MS = 1 << 62
 
 
 class _Sender:
-    """Sends messages through the application's producer, and waits until Kafka has them."""
+    """Sends messages through the application's producer; each partition gets them in the order of the calls."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._topics: dict[str, Any] = {}
 
     async def __call__(self, messages: Iterable[Message]) -> None:
+        """Sends, and waits until Kafka has them."""
+        await asyncio.gather(*await self.begin(messages))
+
+    async def begin(self, messages: Iterable[Message]) -> list[Awaitable[Any]]:
+        """Hands messages to the producer; each of the results is done when Kafka has its message."""
         sent = []
         for message in messages:
             topic = self._topics.get(message.topic)
             if topic is None:
                 topic = self._topics[message.topic] = self._app.topic(message.topic, value_type=bytes, key_type=bytes)
             sent.append(await topic.send(key=message.key, value=message.value, partition=message.partition))
-        if sent:
-            await asyncio.gather(*sent)
+        return sent
+
+
+@dataclass(slots=True)
+class _Passed:
+    """Per partition of the input: where the next record stands, and when the newest was logged, ms."""
+
+    next: dict[int, int] = field(default_factory=dict)
+    newest: dict[int, int] = field(default_factory=dict)
 
 
 class _Progress:
@@ -79,6 +94,7 @@ class _Progress:
         self._newest: dict[int, int] = {}
         self._active: dict[int, float] = {}
         self._idle: set[int] = set()
+        self._under_way: Counter[int] = Counter()
         self.assigned: set[int] = set()
 
     async def start(self) -> None:
@@ -97,13 +113,28 @@ class _Progress:
         if self._consumer is not None:
             await self._consumer.stop()
 
-    def passed_on(self, records: Sequence[Record]) -> None:
-        """These records' messages are on Kafka."""
+    def passing_on(self, records: Sequence[Record]) -> _Passed:
+        """These records' messages are on their way to Kafka."""
+        passed = _Passed()
         for record in records:
-            self._next[record.source] = record.position + 1
-            self._newest[record.source] = max(self._newest.get(record.source, 0), record.log_ms)
-            self._active[record.source] = self._clock.monotonic()
-            self._idle.discard(record.source)
+            passed.next[record.source] = record.position + 1
+            passed.newest[record.source] = max(passed.newest.get(record.source, 0), record.log_ms)
+        self._under_way.update(list(passed.next))
+        return passed
+
+    def passed_on(self, passed: _Passed) -> None:
+        """They are on Kafka."""
+        self._under_way.subtract(list(passed.next))
+        now = self._clock.monotonic()
+        for partition, position in passed.next.items():
+            self._next[partition] = position
+            self._newest[partition] = max(self._newest.get(partition, 0), passed.newest[partition])
+            self._active[partition] = now
+            self._idle.discard(partition)
+
+    def is_news(self, partition: int) -> bool:
+        """Whether what `look` said of a partition still holds: nothing of it is on its way."""
+        return self._under_way[partition] <= 0
 
     def reassign(self, partitions: set[int]) -> None:
         """The input partitions this worker reads from now on."""
@@ -184,28 +215,71 @@ class _Calibration:
             log.warning("%s: a record was skipped: %s", self._topic, error)
 
 
+Ending: TypeAlias = Callable[[], Awaitable[None]]
+"""The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
+
+
+class _Hands:
+    """What one agent has in hand: the batch it works on, and the one before, whose messages are on their way.
+
+    Computing a batch and waiting for Kafka overlap; a third batch has to wait.
+    """
+
+    def __init__(self, app: Any, name: str) -> None:
+        self._app, self._name = app, name
+        self._busy = asyncio.Lock()
+        self._ending: asyncio.Future[None] | None = None
+
+    async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
+        """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
+        stops the worker."""
+        async with self._busy:
+            ending = await self._safely(work())
+            await self._ended()
+            self._ending = asyncio.ensure_future(self._safely(ending()))
+
+    async def empty(self) -> None:
+        """Waits until nothing is in hand."""
+        async with self._busy:
+            await self._ended()
+
+    async def _ended(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            await ending
+
+    async def _safely(self, half: Awaitable[T]) -> T:
+        try:
+            return await half
+        except Exception as error:
+            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            await self._app.crash(error)
+            raise
+
+
 async def _batches(
     app: Any,
-    name: str,
     stream: Any,
     settings: Settings,
-    busy: asyncio.Lock,
-    work: Callable[[list[Any]], Awaitable[None]],
+    hands: _Hands,
+    work: Callable[[list[Any]], Awaitable[Ending]],
 ) -> None:
     """Hands batches of events to `work`; what goes wrong there stops the worker.
 
     A batch is what waits at the moment, so the slower the work, the larger the batches. Faust would restart a
     failing agent and go on after the batch. Its events must not be acknowledged, so that whoever takes over
     sees them again.
-
-    Args:
-        busy: Held while a batch is worked on.
     """
     stream = stream.noack()
     events = aiter(stream.events())
 
     def following() -> asyncio.Future[Any]:
         return asyncio.ensure_future(anext(events, None))
+
+    def current(batch: list[Any]) -> Awaitable[Ending]:
+        # What was taken before partitions moved comes again, to whoever has them now.
+        now = app.consumer_generation_id if app.flow_control.is_active() else None
+        return work([event for event in batch if event.message.generation_id == now])
 
     coming = following()
     try:
@@ -219,15 +293,7 @@ async def _batches(
                     # At a rebalance what waits is thrown away: nobody may wait for it with a batch in hand.
                     await asyncio.wait([coming], timeout=_TAKE_S)
                     event = coming.result() if coming.done() else None
-            try:
-                async with busy:
-                    # What was taken before partitions moved comes again, to whoever has them now.
-                    now = app.consumer_generation_id if app.flow_control.is_active() else None
-                    await work([event for event in batch if event.message.generation_id == now])
-            except Exception as error:
-                log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
-                await app.crash(error)
-                raise
+            await hands.do(partial(current, batch))
     finally:
         coming.cancel()
 
@@ -260,7 +326,7 @@ def attach(
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
-    busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -296,71 +362,93 @@ def attach(
         """Stages of detectors whose state has been restored."""
         return [k.stage for k in keepers.values() if isinstance(k.stage, DetectStage)]
 
-    async def by_partition(name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[None]]) -> None:
+    async def by_partition(
+        name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]
+    ) -> Ending:
         """Hands events to their partition's keeper; those of partitions that are being restored wait."""
         grouped: dict[int, list[Any]] = defaultdict(list)
+        begun = []
         for event in events:
             grouped[event.message.partition].append(event)
         for partition, mine in grouped.items():
             kept = keepers.get((name, partition))
             if kept is not None and kept.stage is not None:
-                await work(kept, mine)
+                begun.append(await work(kept, mine))
             elif kept is not None:
                 kept.held += mine
                 app.consumer.pause_partitions({mine[0].message.tp})
+        return partial(_one_by_one, begun)
 
-    async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[None]]) -> None:
+    async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]) -> None:
         """What waited for a partition to be restored is worked on, and more is read."""
         held, kept.held = kept.held, []
         if held:
             now = app.consumer_generation_id
-            await work(kept, [event for event in held if event.message.generation_id == now])
+            await (await work(kept, [event for event in held if event.message.generation_id == now]))()
             app.consumer.resume_partitions({held[0].message.tp})
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, busy["ingest"], keyed_batch if keyed else ingest_batch)
+        await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
 
-    async def ingest_batch(events: list[Any]) -> None:
+    async def ingest_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
-            await send(ingest_stage.process(records))
-            progress.passed_on(records)
-        for event in events:
-            event.ack()
+            passed = progress.passing_on(records)
+            sent = await send.begin(ingest_stage.process(records))
 
-    async def keyed_batch(events: list[Any]) -> None:
-        await by_partition(topics.usage, events, keyed_events)
+        async def ending() -> None:
+            await asyncio.gather(*sent)
+            progress.passed_on(passed)
+            for event in events:
+                event.ack()
 
-    async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> None:
+        return ending
+
+    async def keyed_batch(events: list[Any]) -> Ending:
+        return await by_partition(topics.usage, events, keyed_events)
+
+    async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
+            passed = progress.passing_on(records)
             messages, handed = ingest_stage.hand_over(records)
-            await send(messages)
-            progress.passed_on(records)
+            sent = await send.begin(messages)
+            kept.sends(sent)
+        stepped = []
         for packed in handed.values():  # of one partition, the keeper's
             if kept.stage is not None:
                 kept.stage.take(packed, _Run(events, parts=1), events[-1].message.offset)
-                await step(kept)
+                stepped.append(await step(kept))
+
+        async def ending() -> None:
+            await asyncio.gather(*sent)
+            progress.passed_on(passed)
+            for rest in stepped:
+                await rest()
+
+        return ending
 
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
+        try:
+            news = await progress.look()
+        except KafkaError as error:
+            # The brokers are asked again at once; until they answer, events wait for their order.
+            log.warning("cannot ask how far the input topic has got: %s", error)
+            return
         async with ingest_lock:
-            try:
-                news = await progress.look()
-            except KafkaError as error:
-                # The brokers are asked again at once; until they answer, events wait for their order.
-                log.warning("cannot ask how far the input topic has got: %s", error)
-                return
+            news = {partition: ms for partition, ms in news.items() if progress.is_news(partition)}
             if not news:
                 return
-            await send(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
+            sent = await send.begin(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
+        await asyncio.gather(*sent)
         if keyed:
             for partition, ms in news.items():
                 kept = keepers.get((watched, partition))
                 if kept is not None and kept.stage is not None:
                     kept.stage.take(own(Columns.empty(), ms), None)
-                    await step(kept)
+                    await (await step(kept))()
 
     # ------------------------------------------------------------------------------ watch and graph
 
@@ -373,40 +461,42 @@ def attach(
         made.calibrate(figures)
         return made
 
-    async def step(kept: Keeper[DetectStage]) -> None:
+    async def step(kept: Keeper[DetectStage]) -> Ending:
+        sent: Sequence[Awaitable[Any]] = ()
         # A partition's clock must not overtake its findings: their incident would be resolved before they come.
-        # And what is saved as worked on must have led to what is on Kafka.
         async with kept.order:
-            chosen = kept.stage
-            if chosen is None:
-                return
-            messages, done = chosen.step()
-            await send(messages)
-            kept.covered(done)
+            if (chosen := kept.stage) is not None:
+                messages, done = chosen.step()
+                kept.covered(done)
+                sent = await send.begin(messages)
+                kept.sends(sent)
 
-    async def detect(kept: Keeper[DetectStage], events: Sequence[Any]) -> None:
-        chosen = kept.stage
-        if chosen is None:
-            return
-        letters = []
-        for event in events:
-            run = _Run([event], parts=len(event.message.value))
-            letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
-        await send([letter for letter in letters if letter is not None])
-        await step(kept)
+        async def ending() -> None:
+            await asyncio.gather(*sent)
 
-    async def detect_batch(name: str, events: Sequence[Any]) -> None:
-        await by_partition(name, events, detect)
+        return ending
+
+    async def detect(kept: Keeper[DetectStage], events: Sequence[Any]) -> Ending:
+        if (chosen := kept.stage) is not None:
+            letters = []
+            for event in events:
+                run = _Run([event], parts=len(event.message.value))
+                letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
+            kept.sends(await send.begin([letter for letter in letters if letter is not None]))
+        return await step(kept)
+
+    async def detect_batch(name: str, events: Sequence[Any]) -> Ending:
+        return await by_partition(name, events, detect)
 
     if not keyed:
 
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
-            await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
+            await _batches(app, stream, settings, hands["watch"], partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
+        await _batches(app, stream, settings, hands["graph"], partial(detect_batch, topics.graph))
 
     async def resume(kept: Keeper[DetectStage]) -> None:
         if kept.stage is not None:
@@ -420,7 +510,7 @@ def attach(
     async def tell_clocks() -> None:
         for kept in list(keepers.values()):
             if isinstance(kept.stage, DetectStage) and kept.stage.waiting:
-                await step(kept)  # for an input partition that nobody reads any more
+                await (await step(kept))()  # for an input partition that nobody reads any more
             async with kept.order:
                 if isinstance(kept.stage, DetectStage) and (message := kept.stage.clock_message()) is not None:
                     await send([message])
@@ -471,17 +561,13 @@ def attach(
         acting.add(task)
         task.add_done_callback(acting.discard)
 
-    async def tell(kept: Keeper[IncidentStage], changes: Iterable[Change]) -> None:
+    async def tell(kept: Keeper[IncidentStage], chosen: IncidentStage, begun: list[tuple[int, Incident]]) -> None:
         """Changes are told and saved together; then something is done about them."""
-        chosen = kept.stage
-        if chosen is None:
-            return
-        begun = [(chosen.begin(change), change.incident) for change in changes]
         while begun and not await kept.save():
             if kept.stage is not chosen:
                 return  # whoever has the partition now finds the changes in its findings
             await asyncio.sleep(1.0)
-        for number, incident in begun:
+        for number, incident in begun if runner else ():
             begin(chosen, number, incident)
 
     async def go_on(kept: Keeper[IncidentStage]) -> None:
@@ -505,27 +591,31 @@ def attach(
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
+        await _batches(app, stream, settings, hands["incidents"], incident_batch)
 
-    async def incident_batch(events: list[Any]) -> None:
-        with suppress(FencedError):  # its keeper is told so as well
-            await by_partition(topics.findings, events, tell_findings)
+    async def incident_batch(events: list[Any]) -> Ending:
+        try:
+            return await by_partition(topics.findings, events, tell_findings)
+        except FencedError:  # its keeper is told so as well
+            return _nothing
 
-    async def tell_findings(kept: Keeper[IncidentStage], events: list[Any]) -> None:
+    async def tell_findings(kept: Keeper[IncidentStage], events: list[Any]) -> Ending:
         chosen = kept.stage
         if chosen is None:
-            return
+            return _nothing
         async with kept.order:
             changes, letters = [], []
             for raw in (raw for event in events for raw in event.message.value):
                 changed, letter = chosen.process(raw.value, raw.offset)
                 changes += changed
                 letters += [letter] if letter is not None else []
-            await send(letters)
+            begun = [(chosen.begin(change, act=bool(runner)), change.incident) for change in changes]
             kept.covered([_Run([event], parts=1) for event in events])
+            kept.sends(await send.begin(letters))
         for source in chosen.incidents.sources:
             heard[source] = clock.monotonic()
-        await tell(kept, changes)
+        await tell(kept, chosen, begun)
+        return _nothing
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:
@@ -538,8 +628,11 @@ def attach(
             silent = now - heard.setdefault(source, now)
             if silent >= 1.0:
                 heard[source] = now
+                async with kept.order:
+                    changes = chosen.incidents.idle(silent, source)
+                    begun = [(chosen.begin(change, act=bool(runner)), change.incident) for change in changes]
                 with suppress(FencedError):
-                    await tell(kept, chosen.incidents.idle(silent, source))
+                    await tell(kept, chosen, begun)
 
     # ----------------------------------------------------------------------------- life of the worker
 
@@ -555,9 +648,8 @@ def attach(
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
         # What is in hand is finished, what is done need not come again.
-        for lock in list(busy.values()):
-            async with lock:
-                pass
+        for hand in hands.values():
+            await hand.empty()
         if acting:
             await asyncio.wait(acting, timeout=1.0)
         await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
@@ -591,6 +683,15 @@ def attach(
         @app.task
         async def follow_states() -> None:
             await standby.follow()
+
+
+async def _nothing() -> None:
+    """There is nothing to wait for."""
+
+
+async def _one_by_one(endings: Iterable[Ending]) -> None:
+    for ending in endings:
+        await ending()
 
 
 def _record(raw: Any) -> Record:

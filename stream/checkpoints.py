@@ -262,6 +262,7 @@ class Keeper(Generic[S]):
         self._ready = False
         self._done: list[Token] = []
         self._unsent: list[Message] = []
+        self._sending: list[asyncio.Future[Any]] = []
         self._saving = asyncio.Lock()
         self._everything = False
         self._writer: Writer | None = None
@@ -276,6 +277,12 @@ class Keeper(Generic[S]):
     def covered(self, tokens: Iterable[Token]) -> None:
         """These records' outcome is on Kafka, and part of the state: they are done when that is saved."""
         self._done += tokens
+
+    def sends(self, futures: Iterable[Awaitable[Any]]) -> None:
+        """These messages are on their way: nothing that led to them is saved before Kafka has them."""
+        # What has failed stays: it must never count as sent.
+        left = [f for f in self._sending if not f.done() or f.cancelled() or f.exception() is not None]
+        self._sending = left + [asyncio.ensure_future(future) for future in futures]
 
     def start(self, when_ready: Callable[[], Awaitable[None]], after_s: float = 0.0) -> None:
         """Begins, or goes on after a rebalance: restores the stage, then saves it again and again."""
@@ -308,7 +315,7 @@ class Keeper(Generic[S]):
 
     def _let_go(self) -> None:
         self._ready, self._stage, self._everything = False, None, False
-        self._done, self._unsent, self.held = [], [], []
+        self._done, self._unsent, self._sending, self.held = [], [], [], []
         writer, self._writer = self._writer, None
         if writer is not None:
             self._closing = asyncio.create_task(writer.close())
@@ -356,7 +363,9 @@ class Keeper(Generic[S]):
                 pages = stage.checkpoint(self._origin, everything=self._everything)
                 done, self._done = self._done, []
                 messages, self._unsent = self._unsent + stage.outgoing(), []
+                sending = list(self._sending)
             try:
+                await asyncio.gather(*sending)
                 async with self._keeping.saving:
                     await writer.write(pages, messages)
             except KafkaError as error:

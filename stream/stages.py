@@ -413,11 +413,15 @@ class IncidentStage:
 
     # ------------------------------------------------------------------------- what is to be done
 
-    def begin(self, change: Change) -> int:
-        """Notes a change: it is to be told, and actions are to be taken on it until `finish`; gives its number."""
+    def begin(self, change: Change, *, act: bool = True) -> int:
+        """Notes a change: it is to be told, and actions are to be taken on it until `finish`; gives its number.
+
+        Args:
+            act: There are actions; if not, the number says nothing.
+        """
         value = _encode(incident_json(change.incident) | {"change": change.kind})
         self._outgoing.append(Message(self._topics.incidents, change.incident.id.encode(), value))
-        return self._state.begin(change.incident)
+        return self._state.begin(change.incident) if act else 0
 
     def outgoing(self) -> list[Message]:
         """Changes that go out with the next checkpoint: they are told together with being saved, or not at all."""

@@ -36,7 +36,11 @@ of their own."""
 MANIFEST = b"manifest"
 
 PAGE_BYTES = 600_000
-"""About the largest page; brokers take records of 1 MiB unless told otherwise."""
+"""Pages are filled up to about so much."""
+_MOST_BYTES = 900_000
+"""The largest page; brokers take records of 1 MiB unless told otherwise."""
+_ENOUGH_ROWS = 100
+"""So many rows tell how large a row is on average."""
 _SMALL_PAGES = 32
 """So many pages that are less than half full are merged into one."""
 _IDS = 8192
@@ -328,6 +332,8 @@ class DetectState:
         self._shared_loaded: dict[str, dict[int, bytes]] = {}
         self._all = False
         self._number = 0
+        self._sizes: dict[Scope, int] = {}
+        """Bytes of a row, as of late."""
 
     def save_all(self) -> None:
         """The next checkpoint holds everything: the last one did not get through, or is of no use any more."""
@@ -362,21 +368,26 @@ class DetectState:
         yield Page(MANIFEST, encode(manifest(self._number, shared)))
 
     def _row_pages(self, scope: Scope, pages: RowPages) -> Iterator[Page]:
-        engine, size = self._engine, self._engine.row_bytes(scope)
+        size = self._sizes.get(scope) or self._engine.row_bytes(scope)
         full = max(1, PAGE_BYTES // size)
-        rows, given_up = pages.renew(engine.changed(scope), full)
+        rows, given_up = pages.renew(self._engine.changed(scope), full)
+        written = 0
         for low in range(0, len(rows), full):
-            yield from self._page(scope, pages, rows[low : low + full], size)
+            for page in self._page(scope, pages, rows[low : low + full]):
+                written += len(page.value or b"")
+                yield page
+        if len(rows) >= _ENOUGH_ROWS:
+            self._sizes[scope] = 1 + written // len(rows)
         yield from (Page(_row_key(scope, page), None) for page in given_up)
 
-    def _page(self, scope: Scope, pages: RowPages, rows: Ints, size: int) -> Iterator[Page]:
-        saved = self._engine.dump(scope, rows)
-        if len(rows) > 1 and len(rows) * size + sum(map(_length, saved.trees)) > PAGE_BYTES * 3 // 2:
+    def _page(self, scope: Scope, pages: RowPages, rows: Ints) -> Iterator[Page]:
+        value = encode(self._engine.dump(scope, rows))
+        if len(rows) > 1 and len(value) > _MOST_BYTES:  # rows differ in size
             half = len(rows) // 2
-            yield from self._page(scope, pages, rows[:half], size)
-            yield from self._page(scope, pages, rows[half:], size)
+            yield from self._page(scope, pages, rows[:half])
+            yield from self._page(scope, pages, rows[half:])
             return
-        yield Page(_row_key(scope, pages.put(rows)), encode(saved))
+        yield Page(_row_key(scope, pages.put(rows)), value)
 
     # ------------------------------------------------------------------------------- restoring
 
@@ -443,10 +454,6 @@ def _row_key(scope: Scope, page: int) -> bytes:
 
 def _pieces(data: bytes) -> list[bytes]:
     return [data[low : low + PAGE_BYTES // 2] for low in range(0, len(data), PAGE_BYTES // 2)]
-
-
-def _length(raw: msgspec.Raw) -> int:
-    return len(bytes(raw))
 
 
 def refuse_versions(saved: Mapping[str, int], engine: Engine, name: str) -> None:
