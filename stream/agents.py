@@ -99,15 +99,16 @@ class _Progress:
 
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
-        self._consumer = AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self._kafka.bootstrap_servers,
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
-        await self._consumer.start()
+        consumer.assign([TopicPartition(self._topic, 0)])
+        await consumer.start()
+        self._consumer = consumer  # a heartbeat may come before it has started
 
     async def stop(self) -> None:
         if self._consumer is not None:
@@ -372,7 +373,7 @@ def attach(
             grouped[event.message.partition].append(event)
         for partition, mine in grouped.items():
             kept = keepers.get((name, partition))
-            if kept is not None and kept.stage is not None:
+            if kept is not None and kept.open:
                 begun.append(await work(kept, mine))
             elif kept is not None:
                 kept.held += mine
@@ -381,11 +382,14 @@ def attach(
 
     async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]) -> None:
         """What waited for a partition to be restored is worked on, and more is read."""
-        held, kept.held = kept.held, []
-        if held:
+        paused = set()
+        while kept.held:  # in the order in which they came
+            held, kept.held = kept.held, []
+            paused.add(held[0].message.tp)
             now = app.consumer_generation_id
             await (await work(kept, [event for event in held if event.message.generation_id == now]))()
-            app.consumer.resume_partitions({held[0].message.tp})
+        kept.open = True
+        app.consumer.resume_partitions(paused)
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:

@@ -145,7 +145,8 @@ async def read(
     await consumer.start()
     try:
         consumer.assign([tp])
-        end, home_end = (await consumer.end_offsets([tp, home])).values()
+        ends = await consumer.end_offsets([tp, home])
+        end, home_end = ends[tp], ends[home]
         first = (await consumer.beginning_offsets([tp]))[tp]
         at = max(at, first)
         consumer.seek(tp, at)
@@ -195,12 +196,12 @@ class Standby:
             following: set[TopicPartition] = set()
             while True:
                 wanted = {tp for tp in self._all if tp not in self._here}
-                if wanted != following:
-                    following = wanted
+                if wanted and wanted != following:
                     consumer.assign(sorted(wanted))
                     await consumer.seek_to_beginning(*wanted)
                     for tp in wanted & set(self._saved):
                         consumer.seek(tp, self._saved[tp][1])
+                following = wanted
                 if not following:
                     await asyncio.sleep(1.0)
                     continue
@@ -260,6 +261,8 @@ class Keeper(Generic[S]):
         """Events that came before the stage was restored."""
         self._stage: S | None = None
         self._ready = False
+        self.open = False
+        """Whether what was held has been worked on: new events need not wait any more."""
         self._done: list[Token] = []
         self._unsent: list[Message] = []
         self._sending: list[asyncio.Future[Any]] = []
@@ -314,7 +317,7 @@ class Keeper(Generic[S]):
             await self._keeping.crash(error)
 
     def _let_go(self) -> None:
-        self._ready, self._stage, self._everything = False, None, False
+        self._ready, self.open, self._stage, self._everything = False, False, None, False
         self._done, self._unsent, self._sending, self.held = [], [], [], []
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -379,7 +382,7 @@ class Keeper(Generic[S]):
 
     async def rest(self, limit_s: float) -> None:
         """Stops; what has been done is saved, if that takes no longer than `limit_s`."""
-        ready, self._ready = self._ready, False
+        ready, self._ready, self.open = self._ready, False, False
         try:
             async with asyncio.timeout(limit_s):
                 await self._stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,17 +145,7 @@ def run(settings: Settings, *, check: bool, json: bool) -> bool:
         wanted = plans(settings.kafka, keyed=keyed, counts=before)
         missing = [plan for plan in wanted if plan.name not in before]
         if missing and not check:
-            client.create_topics(
-                {
-                    plan.name: {
-                        "num_partitions": plan.partitions,
-                        "replication_factor": settings.kafka.replication,
-                        "configs": dict(plan.configs),
-                    }
-                    for plan in missing
-                },
-                wait_for_metadata=True,
-            )
+            create(client, settings.kafka, missing)
         counts = partition_counts(client)
         existing = [plan.name for plan in wanted if plan.name in counts]
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in existing]
@@ -180,6 +170,21 @@ def run(settings: Settings, *, check: bool, json: bool) -> bool:
         rows.append((plan, counts.get(plan.name), state, fine))
     _show(rows, json)
     return all(fine for *_, fine in rows)
+
+
+def create(client: Any, kafka: KafkaSettings, wanted: Iterable[TopicPlan]) -> None:
+    """Creates topics that are not there."""
+    client.create_topics(
+        {
+            plan.name: {
+                "num_partitions": plan.partitions,
+                "replication_factor": kafka.replication,
+                "configs": dict(plan.configs),
+            }
+            for plan in wanted
+        },
+        wait_for_metadata=True,
+    )
 
 
 def _fixed(settings: Settings) -> set[str]:

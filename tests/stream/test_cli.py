@@ -20,8 +20,8 @@ from streams import command, encode, finished, good, loop, process_of, text
 from burnfuse.event import UsageEvent
 from stream.cli import command_names
 
-CONFIG_COMMANDS = ["config check", "config schema", "config show"]
-LEAVES = [name for name in command_names() if name != "config"] + CONFIG_COMMANDS
+GROUPS = ["config check", "config schema", "config show", "state show", "state reset"]
+LEAVES = [name for name in command_names() if name not in ("config", "state")] + GROUPS
 
 
 @pytest.fixture(name="events")
