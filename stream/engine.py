@@ -316,6 +316,10 @@ class Engine:
             entities.all_changed()
         self.seen.all_changed()
 
+    def rows(self, scope: Scope) -> int:
+        """Rows ever given out to entities of a scope."""
+        return self._entities[scope].rows
+
     def row_bytes(self, scope: Scope) -> int:
         """About how many bytes `dump` takes per row; trees come on top."""
         tables = [t for d in self._of(scope).values() for t in d.tables.values()]
