@@ -158,7 +158,8 @@ class _Progress:
             done = self._next.get(partition)
             if done is None:
                 # Nothing read since the start: where the group stands, or nothing at all.
-                done = self._next[partition] = await self._consumer.committed(tp) or await self._begin(tp)
+                begin = await self._consumer.committed(tp) or await self._begin(tp)
+                done = self._next.setdefault(partition, begin)  # records may have passed meanwhile
             if done < ends[tp]:
                 if partition in self._newest:
                     news[partition] = self._newest[partition]
@@ -353,7 +354,15 @@ def attach(
         if settings.state.standby
         else None
     )
-    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash)
+
+    def pause(place: Place) -> None:
+        app.consumer.pause_partitions({TopicPartition(*place)})
+
+    async def read_from(place: Place, offset: int) -> None:
+        await app.consumer.seek(TopicPartition(*place), offset)
+        app.consumer.resume_partitions({TopicPartition(*place)})
+
+    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, pause, read_from)
     keepers: dict[Place, Keeper[Any]] = {}
 
     def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:

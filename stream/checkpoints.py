@@ -54,6 +54,10 @@ class Stage(Protocol):
     """What can be saved and restored."""
 
     @property
+    def first(self) -> int:
+        """Offset from which on records must be read again."""
+
+    @property
     def end(self) -> int:
         """Offset of the first record that is not part of the state."""
 
@@ -88,10 +92,13 @@ class Writer:
             max_request_size=1 << 20,
         )
         self._fenced = False
+        self._opening: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Fences whoever wrote before; what was not committed is gone."""
-        await self._producer.start()
+        self._opening = asyncio.ensure_future(self._producer.start())
+        # Even if nobody waits for it any more: begun halfway it could fence whoever comes next.
+        await asyncio.shield(self._opening)
 
     async def write(self, pages: Sequence[Page], messages: Iterable[Message] = ()) -> None:
         """Writes all of it or nothing.
@@ -128,6 +135,8 @@ class Writer:
     async def close(self) -> None:
         """Lets go of the state."""
         with suppress(KafkaError, TimeoutError, AssertionError):
+            if self._opening is not None:
+                await asyncio.wait_for(asyncio.shield(self._opening), _STOP_S)
             await asyncio.wait_for(self._producer.stop(), _STOP_S)
 
 
@@ -232,6 +241,8 @@ class Keeping:
     Attributes:
         interval_s: Time between checkpoints of a partition.
         crash: Stops the worker.
+        pause: Reads no more of a partition.
+        read_from: Reads a partition again, from an offset on.
     """
 
     kafka: KafkaSettings
@@ -239,6 +250,8 @@ class Keeping:
     interval_s: float
     standby: Standby | None
     crash: Callable[[BaseException], Awaitable[None]]
+    pause: Callable[[Place], None]
+    read_from: Callable[[Place, int], Awaitable[None]]
     restoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     saving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
@@ -301,11 +314,16 @@ class Keeper(Generic[S]):
                 try:
                     await self._restore()
                     self._ready = True
+                    if after_s and self._stage is not None:
+                        # There was no rebalance: what came in the meantime was left alone, and must come again.
+                        self.held = []
+                        await self._keeping.read_from(self.place, self._stage.first)
                     await when_ready()
                     while True:
                         await asyncio.sleep(self._keeping.interval_s)
                         await self.save()
                 except FencedError:
+                    self._keeping.pause(self.place)
                     self._let_go()
                     log.warning("%s: another worker has taken it; it is left alone", self._name)
                     after_s = _TAKE_BACK_S
@@ -331,6 +349,8 @@ class Keeper(Generic[S]):
         kafka, standby = self._keeping.kafka, self._keeping.standby
         async with self._keeping.restoring:
             begun = self._clock.monotonic()
+            if self._closing is not None:
+                await self._closing
             self._writer = Writer(kafka, self._topic, self.place[1])
             await self._writer.open()
             known, at = standby.take(self._topic, self.place[1]) if standby else (None, 0)

@@ -236,6 +236,11 @@ class DetectStage:
         return self._sequencer.position
 
     @property
+    def first(self) -> int:
+        """Offset from which on records must be read again, to get where the stage is."""
+        return self._sequencer.position.first
+
+    @property
     def end(self) -> int:
         """Offset of the first record that has not been taken in."""
         return self._sequencer.position.end
@@ -383,6 +388,11 @@ class IncidentStage:
     @property
     def end(self) -> int:
         """Offset of the first record that has not been taken in."""
+        return self._end
+
+    @property
+    def first(self) -> int:
+        """Offset from which on records must be read again: nothing waits here."""
         return self._end
 
     def process(self, value: bytes, offset: int | None = None) -> tuple[list[Change], Message | None]:
