@@ -28,6 +28,7 @@ from stream.actions.base import Tools
 from stream.actions.runner import Runner
 from stream.clock import Clock
 from stream.columns import Columns
+from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
 from stream.incidents import Change
@@ -99,7 +100,7 @@ class _Progress:
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+            **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
@@ -188,7 +189,7 @@ class _Calibration:
         """Reads the topic from its start, for ever."""
         consumer = AIOKafkaConsumer(
             self._topic,
-            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            **for_aiokafka(self._settings.kafka),
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             client_id="burnfuse-calibration",

@@ -6,10 +6,13 @@ import tempfile
 from typing import Any
 
 import faust
+from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from mode import Worker
 
+from burnfuse.security import Security
 from stream.agents import attach
 from stream.clock import SystemClock
+from stream.connection import TokenProvider, explained, security, warn_if_in_clear
 from stream.settings import Settings
 from stream.stages import Topics
 from stream.topics import layout
@@ -24,11 +27,16 @@ def build(settings: Settings, folder: str) -> Any:
 
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.
+        ConfigError: a secret is missing, or a certificate cannot be used.
     """
-    counts = layout(settings.kafka)
+    warn_if_in_clear(settings.kafka)
+    counts = layout(settings)
+    with explained(settings.kafka):
+        credentials = _credentials(security(settings.kafka))
     app = faust.App(
         settings.kafka.app_id,
         broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers],
+        broker_credentials=credentials,
         store="memory://",
         value_serializer="raw",
         key_serializer="raw",
@@ -52,6 +60,18 @@ def build(settings: Settings, folder: str) -> Any:
     app.transport = Transport(app, agents_read, settings.kafka.batch_records)
     attach(app, settings, counts, SystemClock())
     return app
+
+
+def _credentials(how: Security) -> Any:
+    """The same for Faust; None: plain, and nobody."""
+    context = how.context()
+    if how.tokens is not None:
+        return OAuthCredentials(oauth_cb=TokenProvider(how.tokens), ssl_context=context)
+    if how.mechanism is not None:
+        return SASLCredentials(
+            username=how.username, password=how.password, ssl_context=context, mechanism=how.mechanism
+        )
+    return SSLCredentials(context) if context is not None else None
 
 
 def run(settings: Settings) -> None:

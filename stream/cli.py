@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from stream import logs
+from stream.acls import Layout, show
 from stream.clock import SystemClock
 from stream.errors import UsageError
 from stream.ingest import formats
@@ -149,12 +150,19 @@ def worker(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 def topics(
     config: ConfigOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell what is missing or different.")] = False,
+    acls: Annotated[bool, typer.Option("--acls", help="Only print the rights on Kafka that each role needs.")] = False,
+    layout: Annotated[
+        Layout, typer.Option("--format", help="Of --acls: a table, or commands for kafka-acls.sh.")
+    ] = Layout.TABLE,
     json: JsonOption = False,
 ) -> None:
     """Creates the topics with their settings, or checks them."""
     from stream.topics import run
 
     logs.set_up(False)
+    if acls:
+        show(_settings(config), layout, json=json)
+        return
     if not run(_settings(config), check=check, json=json):
         raise typer.Exit(1)
 
@@ -162,8 +170,13 @@ def topics(
 @app.command(epilog="Example: burnfuse replay events.jsonl.gz --broker localhost:9092 --speed 10")
 def replay(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files (also .gz), folders, or - .")],
-    broker: Annotated[str, typer.Option(help="Kafka broker, host:port.")],
-    topic: Annotated[str, typer.Option(help="Topic to send to.")] = "usage",
+    broker: Annotated[
+        str | None, typer.Option(help="Kafka broker, host:port; that of --config otherwise.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Topic to send to; that of --config otherwise.", show_default=False)
+    ] = None,
     speed: Annotated[float, typer.Option(help="Times the recorded pace; 0 is as fast as possible.", min=0)] = 0.0,
     key: Annotated[str, typer.Option(help="Key of the records: agent_id, root_run_id or none.")] = "agent_id",
 ) -> None:
@@ -173,7 +186,12 @@ def replay(
     logs.set_up(False)
     if key not in KEYS:
         raise UsageError(f"--key must be one of {', '.join(KEYS)}")
-    if not run(paths, broker, topic, speed, key, SystemClock()):
+    if broker is None and config is None:
+        raise UsageError("where is Kafka? Give --broker host:port, or --config")
+    kafka = _settings(config).kafka
+    if broker is not None:
+        kafka = kafka.model_copy(update={"bootstrap_servers": [broker]})
+    if not run(paths, kafka, topic or kafka.input_topic, speed, key, SystemClock()):
         raise typer.Exit(3)
 
 
