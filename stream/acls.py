@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError
 from rich.console import Console
 from rich.table import Table
 
@@ -141,14 +142,25 @@ def check(client: Any, settings: Settings) -> None:
             found = topics.get(rule.name, {})
             refused, allowed = found.get("error_code") == _TOPIC_REFUSED, found.get("authorized_operations")
         else:
-            found = client.describe_groups([rule.name])[rule.name]
-            # Of a group that does not exist yet, brokers say nothing.
-            refused = "GroupAuthorizationFailed" in str(found.get("error") or "")
-            allowed = found.get("authorized_operations") if found.get("group_state") not in (None, "", "Dead") else None
+            refused, allowed = _group(client, rule.name)
         lacks = [op for op in rule.operations if refused or (allowed and _name(op) not in allowed)]
         missing += [f"{operation} on {rule.resource} {rule.name}" for operation in lacks]
     if missing:
         raise BrokerError(f"Kafka does not allow this worker: {', '.join(missing)}; {_HELP}")
+
+
+def _group(client: Any, name: str) -> tuple[bool, list[str] | None]:
+    """Whether one may not even see a group, and what one may do with it; None: brokers do not tell."""
+    try:
+        found = client.describe_groups([name])[name]
+    except GroupAuthorizationFailedError:
+        return True, None
+    except CoordinatorNotAvailableError:  # nobody has ever used a group here
+        return False, None
+    # Of a group that does not exist yet, brokers tell nothing.
+    there = found.get("group_state") not in (None, "", "Dead")
+    refused = "GroupAuthorizationFailed" in str(found.get("error") or "")
+    return refused, found.get("authorized_operations") if there else None
 
 
 _TOPIC_REFUSED = 29

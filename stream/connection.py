@@ -16,6 +16,8 @@ from typing import Any
 import aiokafka.errors as theirs
 import kafka.errors as ours
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.conn import create_conn, get_ip_port_afi
+from aiokafka.protocol.admin import ApiVersionRequest
 
 from burnfuse.security import Security, SecurityError
 from burnfuse.tokens import ClientCredentials, FileTokens, TokenError, Tokens
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 _CLIENT = {"client_id": "burnfuse", "bootstrap_timeout_ms": 10_000}
 """Settings of all kafka-python clients; by default they look for a broker for half a minute."""
 _LOOK_S = 5.0
+_REACH_MS = 10_000
 _GRANT = "`burnfuse topics --acls` lists the rights it needs"
 
 
@@ -67,17 +70,42 @@ def security(kafka: KafkaSettings) -> Security:
 def for_kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
     """Arguments of any client of kafka-python.
 
+    kafka-python tries for as long as it may, and then only says that nobody answers. So where there is more to
+    go wrong than that, one connection is made beforehand.
+
     Raises:
-        BrokerError: there is no token, where one is needed.
+        BrokerError: Kafka cannot be reached, or does not let this client in.
         ConfigError: a secret is missing, or a certificate cannot be used.
     """
-    how = security(kafka)
-    if how.tokens is not None:
-        # kafka-python would try for as long as it may, and then not say why.
-        with explained(kafka):
-            how.tokens.token()
     with explained(kafka):
+        how = security(kafka)
+        if how.protocol != "PLAINTEXT":
+            asyncio.run(_reach(kafka))
         return _CLIENT | {"bootstrap_servers": kafka.bootstrap_servers} | how.kafka_python()
+
+
+async def _reach(kafka: KafkaSettings) -> None:
+    """Connects to the first broker that answers; raises what the first one said if none does."""
+    settings = {key: value for key, value in for_aiokafka(kafka).items() if key != "bootstrap_servers"}
+    first: Exception | None = None
+    for server in kafka.bootstrap_servers:
+        host, port, _ = get_ip_port_afi(server)
+        try:
+            connection = await create_conn(
+                host, port, client_id="burnfuse-reach", request_timeout_ms=_REACH_MS, **settings
+            )
+            try:
+                # Of a token that is refused aiokafka only hears when it asks for something.
+                answer = await connection.send(ApiVersionRequest())
+                if answer.error_code == ours.IllegalSaslStateError.errno:
+                    raise theirs.AuthenticationFailedError("the token is refused")
+            finally:
+                connection.close()
+            return
+        except (theirs.KafkaError, TokenError, OSError, TimeoutError) as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def for_aiokafka(kafka: KafkaSettings) -> dict[str, Any]:
@@ -151,6 +179,11 @@ def explanation(error: Exception, kafka: KafkaSettings) -> BrokerError | ConfigE
         return BrokerError(f"Kafka at {servers} does not let {who} in: check {_proof(kafka)}")
     if isinstance(error, _REFUSED):
         return BrokerError(f"Kafka at {servers} refuses {who} ({type(error).__name__}: {error}): {_GRANT}")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message
+        return BrokerError(f"the certificate of Kafka at {servers} does not hold ({why}): check kafka.tls.ca_file")
+    if isinstance(error, ssl.SSLError):
+        return BrokerError(f"Kafka at {servers} does not speak TLS, or wants another certificate: check kafka.tls")
     if isinstance(error, ours.KafkaTimeoutError | theirs.KafkaConnectionError | OSError):
         hint = _look(kafka)
         return BrokerError(hint or f"no Kafka broker answers at {servers}: check kafka.bootstrap_servers")
@@ -182,24 +215,13 @@ def _proof(kafka: KafkaSettings) -> str:
 
 
 def _look(kafka: KafkaSettings) -> str | None:
-    """What is wrong with the encryption, in one sentence: client libraries only say that nobody answers."""
+    """What there is instead of an answer, in one sentence; None: nothing."""
     for server in kafka.bootstrap_servers:
-        host, _, port = server.rpartition(":")
-        with suppress(OSError, ValueError, SecurityError, ConfigError):
-            context = security(kafka).context()
-            with socket.create_connection((host.strip("[]"), int(port)), _LOOK_S) as connection:
-                if context is None:
-                    if _speaks_tls(connection):
-                        return f"Kafka at {server} wants encrypted connections: set kafka.tls.enabled"
-                    continue
-                try:
-                    with context.wrap_socket(connection, server_hostname=host.strip("[]")):
-                        continue
-                except ssl.SSLCertVerificationError as error:
-                    why = error.verify_message
-                    return f"the certificate of Kafka at {server} does not hold ({why}): check kafka.tls.ca_file"
-                except (ssl.SSLError, ConnectionError, TimeoutError):
-                    return f"Kafka at {server} does not speak TLS, or wants another certificate: check kafka.tls"
+        host, port, _ = get_ip_port_afi(server)
+        with suppress(OSError), socket.create_connection((host, port), _LOOK_S) as connection:
+            if not kafka.tls.enabled and _speaks_tls(connection):
+                return f"Kafka at {server} wants encrypted connections: set kafka.tls.enabled"
+            return f"{server} takes connections but does not answer as Kafka does: check kafka.tls and kafka.sasl"
     return None
 
 

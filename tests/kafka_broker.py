@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,3 +45,15 @@ def running(*options: str) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    """A port for a further listener, from those that the script chooses from as well."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 200):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise BrokerError("no free port")
