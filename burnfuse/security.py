@@ -9,6 +9,7 @@ tracker = Tracker("kafka:9093", security=security, agent_id="invoice-bot")
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -91,6 +92,8 @@ class Security:
         Raises:
             SecurityError: see `context`.
         """
+        if self.mechanism is not None:
+            _keep_quiet()
         settings: dict[str, Any] = {"security_protocol": self.protocol}
         if self.tls:
             settings |= {"ssl_context": self.context(), "ssl_check_hostname": self.check_hostname}
@@ -111,6 +114,13 @@ class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # kafka-pyth
 
     def token(self) -> str:
         return self._tokens.token()
+
+
+def _keep_quiet() -> None:
+    """At DEBUG kafka-python logs passwords and tokens: who wants that must ask for it by the logger's name."""
+    logger = logging.getLogger("kafka")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
 
 
 def _why(error: OSError) -> str:

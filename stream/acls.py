@@ -99,11 +99,11 @@ def show(settings: Settings, layout: Layout, *, json: bool) -> None:
             console.print(command, markup=False)
     else:
         table = Table(box=None, pad_edge=False)
-        for name in ("principal", "resource", "name", "pattern", "operations", "why"):
-            table.add_column(name)
+        for name in ("role", "resource", "name", "operations"):
+            table.add_column(name, overflow="fold")
         for rule in rules(settings):
-            cells = (rule.principal(settings), rule.resource, rule.name, _pattern(rule))
-            table.add_row(*cells, ", ".join(rule.operations), rule.why)
+            name = f"{rule.name}*" if rule.prefixed else rule.name
+            table.add_row(rule.role, rule.resource, name, ", ".join(rule.operations))
         console.print(table)
 
 

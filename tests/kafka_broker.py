@@ -9,8 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
 
 RUN = Path(__file__).resolve().parent.parent / "docker" / "kafka" / "run"
 MISSING = 69
@@ -45,6 +50,18 @@ def running(*options: str) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
+
+
+def enter_or_skip(stack: ExitStack, broker: AbstractContextManager[T]) -> T:
+    """Starts a broker; where this machine cannot, the test is skipped, or fails if that must not be."""
+    try:
+        return stack.enter_context(broker)
+    except BrokerMissingError as error:
+        missing = str(error)
+    if os.environ.get("REQUIRE_KAFKA") == "1":
+        # A skip that nobody sees would let a broken machine pass for a tested one.
+        pytest.fail(f"REQUIRE_KAFKA=1, but {missing}", pytrace=False)
+    pytest.skip(f"{missing}; or set BURNFUSE_TEST_BROKER=host:port")
 
 
 def free_port() -> int:

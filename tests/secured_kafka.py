@@ -107,6 +107,8 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+        # Connections end with the token they began with, unless it is renewed on them.
+        "listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms": "3600000",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(keystore),
     } | {f"listener.name.sasl_ssl.{name}.sasl.jaas.config": value for name, value in jaas.items()}
@@ -122,5 +124,7 @@ def unsigned_token(subject: str, life_s: float = 3600.0) -> str:
     """A token as the broker's handler for tests takes it: a JWS without a signature (RFC 7515, appendix A.5)."""
     now = time.time()
     claims = {"sub": subject, "iat": now, "exp": now + life_s, "jti": secrets.token_hex(8)}
-    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "none"}, claims)]
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "none"}, claims)
+    ]
     return ".".join([*parts, ""])
