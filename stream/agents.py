@@ -99,15 +99,17 @@ class _Progress:
 
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
-        self._consumer = AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
-        await self._consumer.start()
+        consumer.assign([TopicPartition(self._topic, 0)])
+        await consumer.start()
+        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
+        self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
