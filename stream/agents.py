@@ -30,9 +30,11 @@ from stream.clock import Clock
 from stream.columns import Columns
 from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
+from stream.errors import BurnfuseError, ConfigError, RejectedShareError
 from stream.incidents import Change
 from stream.ingest.ingest import Record
+from stream.ingest.replayed import replayed
+from stream.ingest.share import RejectedShare
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
@@ -254,7 +256,8 @@ class _Hands:
         try:
             return await half
         except Exception as error:
-            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            if not isinstance(error, BurnfuseError):  # which says by itself what is wrong
+                log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
             await self._app.crash(error)
             raise
 
@@ -313,11 +316,14 @@ class _Run:
                 event.ack()
 
 
-def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+def attach(
+    app: Any, settings: Settings, counts: dict[str, int], clock: Clock, share: RejectedShare | None = None
+) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
+        share: How much has been turned away so far.
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
@@ -329,7 +335,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # -------------------------------------------------------------------------------------- ingest
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    share = share or RejectedShare(settings.input, topics.usage, topics.dead)
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -342,11 +349,18 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     async def ingest_agent(stream: Any) -> None:
         await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
 
+    async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
+        try:
+            return stage(records)
+        except RejectedShareError as error:
+            await send([Message(topics.dead, None, error.marker)])
+            raise
+
     async def ingest_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            sent = await send.begin(ingest_stage.process(records))
+            sent = await send.begin(await taken(records, ingest_stage.process))
 
         async def ending() -> None:
             await asyncio.gather(*sent)
@@ -360,7 +374,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            messages, handed = ingest_stage.hand_over(records)
+            messages, handed = await taken(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
         runs, stepped = [], []
         for partition, packed in handed.items():
@@ -578,6 +592,7 @@ def _record(raw: Any) -> Record:
         position=raw.offset,
         log_ms=raw.timestamp,
         sequence=_sequence(raw.headers),
+        replayed=replayed(raw.headers) if raw.headers else None,
     )
 
 

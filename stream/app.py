@@ -6,13 +6,17 @@ import tempfile
 from typing import Any
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from mode import Worker
 
 from burnfuse.security import Security
 from stream.agents import attach
 from stream.clock import SystemClock
-from stream.connection import TokenProvider, explained, security, warn_if_in_clear
+from stream.connection import TokenProvider, explained, explanation, security, warn_if_in_clear
+from stream.dlq import stopped
+from stream.errors import BurnfuseError
+from stream.ingest.share import RejectedShare
 from stream.settings import Settings
 from stream.stages import Topics
 from stream.topics import layout
@@ -58,7 +62,11 @@ def build(settings: Settings, folder: str) -> Any:
     topics = Topics.of(settings.kafka)
     agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
     app.transport = Transport(app, agents_read, settings.kafka.batch_records)
-    attach(app, settings, counts, SystemClock())
+    share = RejectedShare(settings.input, topics.usage, topics.dead)
+    before = stopped(settings.kafka) if settings.input.max_rejected_share < 1 else None
+    if before is not None:
+        share.resume(before)
+    attach(app, settings, counts, SystemClock(), share)
     return app
 
 
@@ -75,8 +83,21 @@ def _credentials(how: Security) -> Any:
 
 
 def run(settings: Settings) -> None:
-    """Runs a worker until it gets SIGINT or SIGTERM."""
+    """Runs a worker until it gets SIGINT or SIGTERM.
+
+    Raises:
+        BurnfuseError: what ended it, where the user can do something about it.
+    """
     with tempfile.TemporaryDirectory(prefix="burnfuse-") as folder:
         # mode's own logging would write plain text to standard output.
-        worker = Worker(build(settings, folder), loglevel="WARNING", override_logging=False, redirect_stdouts=False)
-        worker.execute_from_commandline()
+        app = build(settings, folder)
+        worker = Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        try:
+            worker.execute_from_commandline()
+        except SystemExit:
+            reason = app.crash_reason
+            if isinstance(reason, BurnfuseError):
+                raise reason from None
+            if isinstance(reason, KafkaError):
+                raise explanation(reason, settings.kafka) from reason
+            raise

@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 
+from stream.errors import BurnfuseError
+
 
 class JsonFormatter(logging.Formatter):
     """A record as JSON: time, level, logger, message, and the error if there is one."""
@@ -23,10 +25,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+def _not_told_elsewhere(record: logging.LogRecord) -> bool:
+    """What ends a worker is said in one sentence, at its very end."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.name != "mode.worker" and not isinstance(error, BurnfuseError)
+
+
 def set_up(verbose: bool) -> None:
     """Warnings and errors are logged; with `verbose` also what burnfuse does."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(_not_told_elsewhere)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(logging.INFO if verbose else logging.WARNING)
     # kafka-python logs every refused connection as an error; what fails for good it raises.

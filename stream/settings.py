@@ -77,7 +77,21 @@ class InputSettings(Section):
         source="a year: catches broken clocks, lets simulated streams pass",
         gt=0,
     )
-
+    max_rejected_share: float = setting(
+        0.5,
+        unit="share of events",
+        why="A worker stops where more than this is turned away; 1: never. Duplicates and late events do not count.",
+        source="more is lost than kept; single faulty producers among several stay below",
+        gt=0,
+        le=1,
+    )
+    max_rejected_of: int = setting(
+        1000,
+        unit="events",
+        why="Over how many of the latest events that share is taken, at least.",
+        source="a share of a half is then known within 3 % (binomial, 95 %)",
+        ge=1,
+    )
     keyed_by: Literal["any", "agent_id"] = Field(
         default="any",
         description="What the records of the input topic are keyed by. agent_id: all events of an agent come on one "
