@@ -219,7 +219,8 @@ def show(settings: Settings, choice: Choice, *, json: bool) -> None:
     if listed:
         table = Table(box=None, pad_edge=False)
         for name in ("when", "reason", "source", "bytes", "", "detail"):
-            table.add_column(name, overflow="fold", justify="right" if name == "bytes" else "left")
+            # The source is there to be copied.
+            table.add_column(name, no_wrap=name != "detail", justify="right" if name == "bytes" else "left")
         for letter in listed:
             line = letter.line
             cells = (_time(letter.at), line.reason, line.source, str(line.bytes), "replayed" if letter.replayed else "")

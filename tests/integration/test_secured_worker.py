@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import yaml
+from deployment import Deployment
 from kafka import KafkaConsumer, TopicPartition
 from secured_kafka import SecuredKafka, unsigned_token
 
 from burnfuse.security import Security
 from burnfuse.tokens import ClientCredentials
 from burnfuse.track import Tracker
-from stream.acls import AGENT, OPERATOR, PRODUCER, WORKER, Rule, rules
+from stream.acls import AGENT, OPERATOR, PRODUCER, WORKER, rules
 from stream.errors import BrokerError
 from stream.settings import Settings, parse
 from stream.topics import layout
@@ -32,16 +28,13 @@ DEADLINE_S = 120
 PASSWORDS = {role: f"password-of-{role}" for role in (WORKER, PRODUCER, AGENT, OPERATOR)}
 
 
-class House:
-    """One deployment on the secured broker: names of its own, a user per role with the rights listed for it."""
+class House(Deployment):
+    """A deployment on the secured broker: a user per role with the rights listed for it."""
 
     def __init__(self, kafka: SecuredKafka, name: str, folder: Path) -> None:
-        self.kafka, self.name, self.folder = kafka, name, folder
+        super().__init__(kafka.admin, name, folder)
+        self.kafka = kafka
         self.settings = self.parsed()
-
-    def names(self) -> dict[str, Any]:
-        return {"app_id": f"{self.name}-app", "input_topic": f"{self.name}-usage", "prefix": self.name,
-                "partitions": 2, "input_partitions": 2}  # fmt: skip
 
     def parsed(self, **kafka: Any) -> Settings:
         return parse(yaml.safe_dump({"kafka": self.names() | kafka}))
@@ -49,70 +42,35 @@ class House:
     def user(self, role: str) -> str:
         return f"{self.name}-{role}"
 
-    def admit(self, role: str, leave_out: Rule | None = None) -> None:
-        self.kafka.user(self.user(role), PASSWORDS[role])
-        self.kafka.grant(self.user(role), [r for r in rules(self.settings) if r.role == role and r != leave_out])
+    def admit(self, *roles: str) -> None:
+        for role in roles:
+            self.kafka.user(self.user(role), PASSWORDS[role])
+            self.kafka.grant(self.user(role), [rule for rule in rules(self.settings) if rule.role == role])
 
     def config(self, role: str, **sasl: Any) -> Path:
         sasl = sasl or {"mechanism": "SCRAM-SHA-512", "username": self.user(role)}
-        path = self.folder / f"{role}.yaml"
-        path.write_text(yaml.safe_dump({"kafka": self.names() | self.kafka.settings(**sasl)}))
-        return path
+        return self.write(role, kafka=self.kafka.settings(**sasl))
 
-    def run(self, role: str, *args: str, password: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "stream", *args],
-            env=os.environ | {"BURNFUSE_KAFKA_PASSWORD": password or PASSWORDS[role]},
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            check=False,
-        )
+    def do(self, role: str, *args: str | Path, password: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs a command as a role."""
+        password = password or PASSWORDS[role]
+        return self.run(*args, "--config", self.config(role), BURNFUSE_KAFKA_PASSWORD=password)
 
-    def read(self, topic: str) -> list[Any]:
-        """All records of a topic as of now, as the administrator sees them."""
-        consumer = KafkaConsumer(bootstrap_servers=self.kafka.admin, auto_offset_reset="earliest",
-                                 enable_auto_commit=False)  # fmt: skip
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        records: list[Any] = []
-        while any(consumer.position(tp) < ends[tp] for tp in partitions):
-            for batch in consumer.poll(timeout_ms=500).values():
-                records += batch
-        consumer.close()
-        return records
+    def open_up(self, *roles: str) -> None:
+        """Admits an operator, who creates the topics, and others."""
+        self.admit(OPERATOR, *roles)
+        self.topics(self.config(OPERATOR), BURNFUSE_KAFKA_PASSWORD=PASSWORDS[OPERATOR])
 
-    @contextmanager
-    def worker(self, config: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "stream", "worker", "--config", str(config), "--verbose"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | environment,
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            finally:
-                process.kill()
+    def send(self, events: list[dict[str, Any]], more: str = "") -> None:
+        path = self.folder / "events.jsonl"
+        path.write_text("".join(json.dumps(event) + "\n" for event in events) + more)
+        done = self.do(PRODUCER, "replay", path)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def house(secured: SecuredKafka, topic_prefix: str, tmp_path: Path) -> House:
     return House(secured, topic_prefix.rstrip("."), tmp_path)
-
-
-def wait_for(what: str, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert process.poll() is None, f"the worker ended while waiting for {what}: {process.communicate()[0]}"
-        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s"
-        time.sleep(0.5)
 
 
 def loop(agent: str) -> list[dict[str, Any]]:
@@ -125,17 +83,15 @@ def loop(agent: str) -> list[dict[str, Any]]:
 
 
 def test_each_role_does_its_work_with_the_rights_listed_for_it(house: House) -> None:
-    for role in PASSWORDS:
-        house.admit(role)
-    done = house.run(OPERATOR, "topics", "--config", str(house.config(OPERATOR)))
-    assert done.returncode == 0, done.stderr
-    events = house.folder / "events.jsonl"
-    events.write_text("".join(json.dumps(e) + "\n" for e in loop("a")) + "{\n")
-    done = house.run(PRODUCER, "replay", str(events), "--config", str(house.config(PRODUCER)))
-    assert done.returncode == 0, done.stderr
+    house.open_up(WORKER, PRODUCER, AGENT)
+    house.send(loop("a"), more="{\n")
     with house.worker(house.config(WORKER), BURNFUSE_KAFKA_PASSWORD=PASSWORDS[WORKER]) as process:
-        wait_for("incidents", lambda: bool(house.read(f"{house.name}.incidents")), process)
-        wait_for("dead letters", lambda: bool(house.read(f"{house.name}.dead")), process)
+        house.wait_for("incidents", lambda: bool(house.read(f"{house.name}.incidents")), process)
+        house.wait_for("dead letters", lambda: bool(house.read(f"{house.name}.dead")), process)
+        listed = house.do(OPERATOR, "dlq", "list")
+        assert "1 truncated" in listed.stdout, listed.stderr
+        done = house.do(OPERATOR, "dlq", "replay")
+        assert done.stdout == "1 records sent again, for 1 letters\n", done.stderr
     kinds = {json.loads(r.value)["type"] for r in house.read(f"{house.name}.findings")}
     assert "finding" in kinds
 
@@ -149,9 +105,7 @@ def test_each_role_does_its_work_with_the_rights_listed_for_it(house: House) -> 
 
 
 def test_a_tracker_sends_encrypted_and_by_name(house: House) -> None:
-    house.admit(PRODUCER)
-    house.admit(OPERATOR)
-    assert house.run(OPERATOR, "topics", "--config", str(house.config(OPERATOR))).returncode == 0
+    house.open_up(PRODUCER)
     security = Security(tls=True, ca_file=str(house.kafka.ca_file), mechanism="SCRAM-SHA-512",
                         username=house.user(PRODUCER), password=PASSWORDS[PRODUCER])  # fmt: skip
     topic = f"{house.name}-usage"
@@ -174,7 +128,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("command", [["worker"], ["topics", "--check"]])
 def test_a_wrong_password_is_said_in_one_line(house: House, command: list[str]) -> None:
     house.admit(WORKER)
-    line = one_line(house.run(WORKER, *command, "--config", str(house.config(WORKER)), password="planted-secret"))
+    line = one_line(house.do(WORKER, *command, password="planted-secret"))
     assert line == (
         f"burnfuse: Kafka at {house.kafka.secured} does not let {house.user(WORKER)} in: "
         "check kafka.sasl.username and BURNFUSE_KAFKA_PASSWORD"
@@ -184,13 +138,12 @@ def test_a_wrong_password_is_said_in_one_line(house: House, command: list[str]) 
 def test_whoever_vouches_for_others_does_not_vouch_for_this_broker(house: House) -> None:
     config = house.config(WORKER)
     config.write_text(config.read_text().replace(str(house.kafka.ca_file), str(house.kafka.other_ca_file)))
-    line = one_line(house.run(WORKER, "worker", "--config", str(config)))
+    line = one_line(house.run("worker", "--config", config, BURNFUSE_KAFKA_PASSWORD="p"))
     assert "does not hold (unable to get local issuer certificate): check kafka.tls.ca_file" in line
 
 
 def test_each_missing_right_is_named(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    house.admit(OPERATOR)
-    assert house.run(OPERATOR, "topics", "--config", str(house.config(OPERATOR))).returncode == 0
+    house.open_up()
     needed = [rule for rule in rules(house.settings) if rule.role == WORKER and not rule.prefixed]
     for n, rule in enumerate(needed):
         user = f"{house.name}-lacks-{n}"
@@ -245,39 +198,34 @@ def endpoint(house: House) -> Iterator[str]:
 
 
 def test_a_worker_lives_on_tokens_that_end(house: House, endpoint: str) -> None:
-    house.admit(OPERATOR)
-    house.admit(WORKER)
-    house.admit(PRODUCER)
-    assert house.run(OPERATOR, "topics", "--config", str(house.config(OPERATOR))).returncode == 0
+    house.open_up(WORKER, PRODUCER)
     config = house.config(WORKER, mechanism="OAUTHBEARER", token_url=endpoint, client_id="burnfuse")
-    events = house.folder / "events.jsonl"
     with house.worker(config, BURNFUSE_KAFKA_CLIENT_SECRET="the-secret") as process:
         for agent in ("a", "b"):
-            events.write_text("".join(json.dumps(e) + "\n" for e in loop(agent)))
-            done = house.run(PRODUCER, "replay", str(events), "--config", str(house.config(PRODUCER)))
-            assert done.returncode == 0, done.stderr
+            house.send(loop(agent))
+            mark = f'"agent_id":"{agent}"'.encode()
             topic = f"{house.name}.findings"
-            wait_for("findings", lambda a=agent, t=topic: any(f'"agent_id":"{a}"'.encode() in r.value
-                                                              for r in house.read(t)), process)  # fmt: skip
+            house.wait_for("findings", lambda m=mark, t=topic: any(m in r.value for r in house.read(t)), process)
             # The broker ends connections with their tokens: the next agent comes when others were asked for.
             seen = len(TokenEndpoint.given)
-            wait_for("another token", lambda s=seen: len(TokenEndpoint.given) > s + 1, process)
+            house.wait_for("another token", lambda s=seen: len(TokenEndpoint.given) > s + 1, process)
 
 
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ("wrong", "answers 401 for client burnfuse: check the client id and its secret"),
-        (None, "the secret kafka_client_secret is not set"),
+        (
+            {"BURNFUSE_KAFKA_CLIENT_SECRET": "wrong"},
+            "answers 401 for client burnfuse: check the client id and its secret",
+        ),
+        ({}, "the secret kafka_client_secret is not set"),
     ],
 )
 def test_a_token_that_is_not_given_is_said_in_one_line(
-    house: House, endpoint: str, environment: str | None, says: str
+    house: House, endpoint: str, environment: dict[str, str], says: str
 ) -> None:
     config = house.config(WORKER, mechanism="OAUTHBEARER", token_url=endpoint, client_id="burnfuse")
-    env = os.environ | ({"BURNFUSE_KAFKA_CLIENT_SECRET": environment} if environment else {})
-    done = subprocess.run([sys.executable, "-m", "stream", "worker", "--config", str(config)], env=env,
-                          capture_output=True, text=True, timeout=DEADLINE_S, check=False)  # fmt: skip
+    done = house.run("worker", "--config", config, **environment)
     assert done.returncode in (1, 2)
     (line,) = done.stderr.splitlines()
     assert says in line
@@ -293,10 +241,8 @@ def test_a_token_that_brokers_refuse_is_said_in_one_line(house: House) -> None:
 
 
 def test_agents_get_tokens_from_the_endpoint_too(house: House, endpoint: str) -> None:
-    house.admit(OPERATOR)
-    assert house.run(OPERATOR, "topics", "--config", str(house.config(OPERATOR))).returncode == 0
+    house.open_up(PRODUCER)
     TokenEndpoint.subject = house.user(PRODUCER)
-    house.admit(PRODUCER)
     tokens = ClientCredentials(endpoint, "burnfuse", lambda: "the-secret")
     security = Security(tls=True, ca_file=str(house.kafka.ca_file), mechanism="OAUTHBEARER", tokens=tokens)
     topic = f"{house.name}-usage"
