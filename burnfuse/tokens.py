@@ -102,7 +102,7 @@ class ClientCredentials:
                 except TokenError:
                     if now >= self._ends_at:
                         raise
-                    self._renew_at = now + _RETRY_S
+                    self._renew_at = min(now + _RETRY_S, self._ends_at)
                 else:
                     self._renew_at, self._ends_at = now + _RENEW_AT * life_s, now + life_s
             return self._token

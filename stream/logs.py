@@ -25,17 +25,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def _not_told_elsewhere(record: logging.LogRecord) -> bool:
-    """What ends a worker is said in one sentence, at its very end."""
-    error = record.exc_info[1] if record.exc_info else None
-    return record.name != "mode.worker" and not isinstance(error, BurnfuseError)
+class _OneSentence(logging.Filter):
+    """What ends a worker by an error of ours is said in one sentence, at the very end.
+
+    Neither that error nor what Faust stumbles over in its wake is told before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ending = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        self._ending |= isinstance(error, BurnfuseError)
+        echo = self._ending and record.name.partition(".")[0] in ("faust", "mode", "asyncio", "aiokafka")
+        return not (echo or isinstance(error, BurnfuseError))
 
 
 def set_up(verbose: bool) -> None:
     """Warnings and errors are logged; with `verbose` also what burnfuse does."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    handler.addFilter(_not_told_elsewhere)
+    handler.addFilter(_OneSentence())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(logging.INFO if verbose else logging.WARNING)
     # kafka-python logs every refused connection as an error; what fails for good it raises.

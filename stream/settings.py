@@ -292,11 +292,11 @@ class SaslSettings(Section):
         given = [name for name, value in token.items() if value is not None]
         if self.mechanism == "OAUTHBEARER":
             if len(given) != 1:
-                raise ValueError("OAUTHBEARER needs either token_file or token_url")
+                raise ValueError("either token_file or token_url is needed for OAUTHBEARER")
             if (self.token_url is None) != (self.client_id is None):
                 raise ValueError("token_url and client_id are set together")
             if self.username is not None:
-                raise ValueError("OAUTHBEARER takes no username: the token says who it is")
+                raise ValueError("username is not for OAUTHBEARER: the token says who it is")
         elif given or self.client_id is not None:
             raise ValueError("tokens need mechanism: OAUTHBEARER")
         elif (self.mechanism is None) != (self.username is None):

@@ -86,7 +86,10 @@ def position_name(topic: str) -> Callable[[int, int], str]:
 
 
 def dead_letter(topics: Topics, reject: Reject, where: str) -> Message:
-    """The dead letter for an event turned away: the reason and where it stands, not its content."""
+    """The dead letter for an event turned away: the reason and where it stands, not its content.
+
+    No copy is kept either: what cannot be understood may be contents all through. `stream.dlq` finds the record.
+    """
     letter: dict[str, Any] = {
         "reason": reject.reason.value,
         "detail": reject.detail,

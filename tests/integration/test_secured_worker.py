@@ -21,7 +21,7 @@ from burnfuse.tokens import ClientCredentials
 from burnfuse.track import Tracker
 from stream.acls import AGENT, OPERATOR, PRODUCER, WORKER, rules
 from stream.errors import BrokerError
-from stream.settings import Settings, parse
+from stream.settings import SECRETS, Settings, parse
 from stream.topics import layout
 
 DEADLINE_S = 120
@@ -92,6 +92,7 @@ def test_each_role_does_its_work_with_the_rights_listed_for_it(house: House) -> 
         assert "1 truncated" in listed.stdout, listed.stderr
         done = house.do(OPERATOR, "dlq", "replay")
         assert done.stdout == "1 records sent again, for 1 letters\n", done.stderr
+    assert not any(password in (house.folder / "worker.log").read_text() for password in PASSWORDS.values())
     kinds = {json.loads(r.value)["type"] for r in house.read(f"{house.name}.findings")}
     assert "finding" in kinds
 
@@ -250,3 +251,26 @@ def test_agents_get_tokens_from_the_endpoint_too(house: House, endpoint: str) ->
         tracker.event(model="m")
         assert tracker.flush(30)
     assert len(house.read(topic)) == 1
+
+
+# ----------------------------------------------------------------------------------------- secrets
+
+
+def test_secrets_are_in_no_output(house: House, endpoint: str) -> None:
+    planted = {f"BURNFUSE_{name.upper()}": f"planted-{name}" for name in SECRETS}
+    scram, oauth = (
+        house.config(WORKER),
+        house.config("oauth", mechanism="OAUTHBEARER", token_url=endpoint, client_id="burnfuse"),
+    )
+    events = house.folder / "events.jsonl"
+    events.write_text(json.dumps(loop("a")[0]))
+    said = ""
+    for config in (scram, oauth):
+        for command in (["config", "show"], ["config", "check"], ["worker", "--verbose"], ["topics", "--json"],
+                        ["topics", "--acls", "--json"], ["dlq", "list", "--json"], ["replay", events]):  # fmt: skip
+            done = house.run(*command, *([config] if "check" in command else ["--config", config]), **planted)
+            assert "Traceback" not in done.stderr
+            said += done.stdout + done.stderr
+    assert "does not let" in said
+    assert "answers 401" in said
+    assert "planted-" not in said
