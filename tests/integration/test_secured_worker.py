@@ -236,9 +236,7 @@ def test_a_token_that_brokers_refuse_is_said_in_one_line(house: House) -> None:
     token = house.folder / "token"
     token.write_text(unsigned_token("somebody", life_s=-60.0))
     config = house.config(WORKER, mechanism="OAUTHBEARER", token_file=str(token))
-    assert "does not let this token in: check kafka.sasl" in one_line(
-        house.run(WORKER, "worker", "--config", str(config))
-    )
+    assert "does not let this token in: check kafka.sasl" in one_line(house.run("worker", "--config", config))
 
 
 def test_agents_get_tokens_from_the_endpoint_too(house: House, endpoint: str) -> None:
