@@ -28,10 +28,13 @@ from stream.actions.base import Tools
 from stream.actions.runner import Runner
 from stream.clock import Clock
 from stream.columns import Columns
+from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
+from stream.errors import BurnfuseError, ConfigError, RejectedShareError
 from stream.incidents import Change
 from stream.ingest.ingest import Record
+from stream.ingest.replayed import replayed
+from stream.ingest.share import RejectedShare
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
@@ -98,15 +101,17 @@ class _Progress:
 
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+        consumer = AIOKafkaConsumer(
+            **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
-        await self._consumer.start()
+        consumer.assign([TopicPartition(self._topic, 0)])
+        await consumer.start()
+        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
+        self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
@@ -188,7 +193,7 @@ class _Calibration:
         """Reads the topic from its start, for ever."""
         consumer = AIOKafkaConsumer(
             self._topic,
-            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            **for_aiokafka(self._settings.kafka),
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             client_id="burnfuse-calibration",
@@ -251,7 +256,8 @@ class _Hands:
         try:
             return await half
         except Exception as error:
-            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            if not isinstance(error, BurnfuseError):  # which says by itself what is wrong
+                log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
             await self._app.crash(error)
             raise
 
@@ -310,11 +316,14 @@ class _Run:
                 event.ack()
 
 
-def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+def attach(
+    app: Any, settings: Settings, counts: dict[str, int], clock: Clock, share: RejectedShare | None = None
+) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
+        share: How much has been turned away so far.
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
@@ -326,7 +335,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # -------------------------------------------------------------------------------------- ingest
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    share = share or RejectedShare(settings.input, topics.usage, topics.dead)
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -339,11 +349,18 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     async def ingest_agent(stream: Any) -> None:
         await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
 
+    async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
+        try:
+            return stage(records)
+        except RejectedShareError as error:
+            await send([Message(topics.dead, None, error.marker)])
+            raise
+
     async def ingest_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            sent = await send.begin(ingest_stage.process(records))
+            sent = await send.begin(await taken(records, ingest_stage.process))
 
         async def ending() -> None:
             await asyncio.gather(*sent)
@@ -357,7 +374,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            messages, handed = ingest_stage.hand_over(records)
+            messages, handed = await taken(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
         runs, stepped = [], []
         for partition, packed in handed.items():
@@ -575,6 +592,7 @@ def _record(raw: Any) -> Record:
         position=raw.offset,
         log_ms=raw.timestamp,
         sequence=_sequence(raw.headers),
+        replayed=replayed(raw.headers) if raw.headers else None,
     )
 
 

@@ -212,9 +212,7 @@ class Engine:
         for scope, entities in self._entities.items():
             rows = runs if scope is Scope.RUN else entities.assign(numbers[_IDS[scope]])
             known = newest if scope is Scope.RUN else None
-            views[scope] = entities.view(
-                rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept], known
-            )
+            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept], known)
             self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
             spawned, depth = self._trees.place(columns, views[Scope.ROOT], views[Scope.RUN])
@@ -273,11 +271,11 @@ class Engine:
     def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints, Floats | None]:
         """Without duplicates and late events; where the others stood, the rows of their runs, and the newest event
         time of these before each, if nothing was taken out since."""
-        ids = columns.numbers["event"]
+        whole, ids = columns, columns.numbers["event"]
         first = self._seen.add(ids)
         kept = np.arange(len(ids))
+        again = np.zeros(len(ids), bool) if first is None else ~first
         if first is not None:
-            self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
             columns, kept = columns.take(first), kept[first]
         runs, ts = self._entities[Scope.RUN], columns.numbers["ts"]
         rows = runs.assign(columns.numbers[_IDS[Scope.RUN]])
@@ -285,9 +283,16 @@ class Engine:
         behind = newest - ts
         late = behind > self._settings.lateness_s
         if late.any():
+            # They may be sent again, to be judged otherwise; then they are no duplicates, here or in a later batch.
+            late_ids = columns.numbers["event"][late]
+            self._seen.forgive(late_ids)
+            too_late = again & np.isin(ids, late_ids)
+            again &= ~too_late
+            too_late[kept[late]] = True
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
-            self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
+            self._turn_away(whole, too_late, Reason.LATE, f"the event is out of order, {limit}", result)
             columns, kept, rows, newest = columns.take(~late), kept[~late], rows[~late], None
+        self._turn_away(whole, again, Reason.DUPLICATE, "an event with this id was seen before", result)
         return columns, kept, rows, newest
 
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
@@ -314,6 +319,9 @@ def _median_of_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats) -> Fl
     return median
 
 
+_SEEN, _FORGIVEN = 0, 1
+
+
 class _RecentIds:
     """The latest event ids, by their hashes: at least `size` of them, at most twice as many."""
 
@@ -338,11 +346,19 @@ class _RecentIds:
 
     def _add(self, ids: Hashes) -> Bools:
         here = first_of(ids)
-        young = self._young.find(ids) >= 0
+        young, old = self._young.find(ids), self._old.find(ids)
         # Of the old generation nothing is taken over: what is known twice would fill the new one.
-        fresh = ids[here & ~young]
-        self._young.add(fresh, np.zeros(len(fresh), np.int64))
-        return here & ~young & (self._old.find(ids) < 0)
+        fresh, forgiven = ids[here & (young < 0)], ids[here & (young == _FORGIVEN)]
+        self._young.add(fresh, np.full(len(fresh), _SEEN))
+        self._young.put(forgiven, np.full(len(forgiven), _SEEN))
+        known: Bools = (young == _SEEN) | ((young < 0) & (old == _SEEN))
+        return here & ~known
+
+    def forgive(self, ids: Hashes) -> None:
+        """Known ids that may come once more. They still count: where batches are cut must not matter."""
+        for generation in (self._young, self._old):
+            there = ids[generation.find(ids) >= 0]
+            generation.put(there, np.full(len(there), _FORGIVEN))
 
 
 class _Trees:

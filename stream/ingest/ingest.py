@@ -20,6 +20,7 @@ from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
 from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
+from stream.ingest.replayed import Replayed
 from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
@@ -49,6 +50,8 @@ class Record:
     sequence: int = 0
     size: int | None = None
     """Size in bytes where the value was too large to be kept."""
+    replayed: Replayed | None = None
+    """Where the record stood first, if it was sent again."""
 
 
 class Ingest:
@@ -89,9 +92,12 @@ class Ingest:
         for i, event in enumerate(found):
             place = "" if len(found) == 1 else f"[{i}]"
             if isinstance(event, Invalid):
-                taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
+                if record.replayed is None or record.replayed.wants(i):
+                    taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
                 continue
             event.event_id = event.event_id or self._where(record) + place
+            if record.replayed is not None and not record.replayed.wants(i, event.event_id):
+                continue
             try:
                 self._settle(event, record, now)
             except Invalid as invalid:
@@ -118,7 +124,8 @@ class Ingest:
         self._hash(event)
 
     def _where(self, record: Record) -> str:
-        return self._name_of(record.source, record.position)
+        # One that was sent again keeps its name: ids made of it stay the same.
+        return record.replayed.source if record.replayed is not None else self._name_of(record.source, record.position)
 
     def _hash(self, event: UsageEvent) -> None:
         """Puts hashes in place of contents that were sent as they are."""
@@ -166,7 +173,7 @@ class Ingest:
         The same as `events` does, for all records at once.
         """
         limit = self._settings.max_record_bytes
-        values = [record.value if record.size is None else None for record in records]
+        values = [record.value if record.size is None and record.replayed is None else None for record in records]
         events = self._format.singles([value if value and len(value) <= limit else b"" for value in values])
         times = event_times([math.nan if event is None else event.ts for event in events])
         logged = np.array([record.log_ms for record in records], np.int64)
