@@ -150,16 +150,11 @@ class Ingest:
         rejects: list[Reject] = []
         parts: list[tuple[Words, dict[str, NDArray[Any]]]] = []
         for low in range(0, len(records), _AT_ONCE):
-            events: list[UsageEvent] = []
-            origins: list[Record] = []
-            some = records[low : low + _AT_ONCE]
-            for record, usual in zip(some, self._usual(some), strict=True):
-                for event in (usual,) if usual is not None else self.events(record):
-                    if isinstance(event, Reject):
-                        rejects.append(event)
-                    else:
-                        events.append(event)
-                        origins.append(record)
+            origins = records[low : low + _AT_ONCE]
+            usual = self._usual(origins)
+            events = [event for event in usual if event is not None]
+            if len(events) < len(origins):
+                events, origins = self._others(usual, origins, rejects)
             if events:
                 parts.append(self._columns(events, origins))
         if not parts:
@@ -192,6 +187,21 @@ class Ingest:
                 except RecursionError:
                     events[i] = None
         return events
+
+    def _others(
+        self, usual: Sequence[UsageEvent | None], records: Sequence[Record], rejects: list[Reject]
+    ) -> tuple[list[UsageEvent], list[Record]]:
+        """All good events and the records they come from, where `events` has to tell of some; adds its rejects."""
+        events: list[UsageEvent] = []
+        origins: list[Record] = []
+        for record, known in zip(records, usual, strict=True):
+            for event in (known,) if known is not None else self.events(record):
+                if isinstance(event, Reject):
+                    rejects.append(event)
+                else:
+                    events.append(event)
+                    origins.append(record)
+        return events, origins
 
     def _columns(
         self, events: Sequence[UsageEvent], origins: Sequence[Record]
