@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -237,8 +238,13 @@ class _Hands:
     async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
         """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
         stops the worker."""
+        if self._app.ended_by is not None:  # nothing is begun any more; it comes again
+            return
         async with self._busy:
-            ending = await self._safely(work())
+            try:
+                ending = await self._safely(work())
+            except BurnfuseError:
+                return
             await self._ended()
             self._ending = asyncio.ensure_future(self._safely(ending()))
 
@@ -256,8 +262,14 @@ class _Hands:
         try:
             return await half
         except Exception as error:
-            if not isinstance(error, BurnfuseError):  # which says by itself what is wrong
-                log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            if isinstance(error, BurnfuseError):
+                # It says by itself what is wrong. All else is well, so the worker stops as if it were asked to:
+                # after a crash Faust may wait for ever for a commit by a thread that is gone.
+                if self._app.ended_by is None:
+                    self._app.ended_by = error
+                    signal.raise_signal(signal.SIGTERM)
+                raise
+            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
             await self._app.crash(error)
             raise
 
@@ -325,6 +337,7 @@ def attach(
         counts: Partitions of the topics, as they are.
         share: How much has been turned away so far.
     """
+    app.ended_by = None  # an error of ours
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
     hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}

@@ -95,7 +95,7 @@ def run(settings: Settings) -> None:
         try:
             worker.execute_from_commandline()
         except SystemExit:
-            reason = app.crash_reason
+            reason = app.ended_by or app.crash_reason
             if isinstance(reason, BurnfuseError):
                 raise reason from None
             if isinstance(reason, KafkaError):

@@ -106,9 +106,8 @@ def moment(text: str, clock: Clock) -> float:
     try:
         return event_time(text)
     except Invalid as error:
-        raise UsageError(
-            f"--since {text}: give a time (2026-03-05T09:00:00Z) or how long ago (30min, 2h, 7d)"
-        ) from error
+        how = "give a time (2026-03-05T09:00:00Z) or how long ago (30min, 2h, 7d)"
+        raise UsageError(f"--since {text} is no time: {how}") from error
 
 
 # ----------------------------------------------------------------------------------------- reading

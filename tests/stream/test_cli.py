@@ -21,7 +21,8 @@ from burnfuse.event import UsageEvent
 from stream.cli import command_names
 
 CONFIG_COMMANDS = ["config check", "config schema", "config show"]
-LEAVES = [name for name in command_names() if name != "config"] + CONFIG_COMMANDS
+DLQ_COMMANDS = ["dlq list", "dlq replay"]
+LEAVES = [name for name in command_names() if name not in ("config", "dlq")] + CONFIG_COMMANDS + DLQ_COMMANDS
 
 
 @pytest.fixture(name="events")
