@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from burnfuse.event import SEQUENCE_HEADER
+from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Tools
@@ -29,8 +32,11 @@ from stream.clock import Clock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
+from stream.health import Health
 from stream.incidents import Change
 from stream.ingest.ingest import Record
+from stream.metrics import Metrics, PartitionState
+from stream.overload import Lag, Overload
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
@@ -138,6 +144,23 @@ class _Progress:
                 news[partition] = _FOR_EVER_MS
         return news
 
+    async def ends(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> offset after its last record.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked or self._consumer is None:
+            return {}
+        found = await self._consumer.end_offsets(list(asked))
+        return {tp: found[key] for key, tp in asked.items()}
+
+    async def committed(self, tp: Any) -> int:
+        """Where the group stands on a partition."""
+        key = TopicPartition(tp.topic, tp.partition)
+        return await self._consumer.committed(key) or await self._begin(key)
+
     async def _begin(self, tp: TopicPartition) -> int:
         begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
         return begin
@@ -244,13 +267,24 @@ class _Run:
                 event.ack()
 
 
-def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+def attach(
+    app: Any, settings: Settings, counts: dict[str, int], clock: Clock, metrics: Metrics, health: Health
+) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
     """
     topics = Topics.of(settings.kafka)
+
+    def timed(stage: str, work: Callable[[list[Any]], Awaitable[None]]) -> Callable[[list[Any]], Awaitable[None]]:
+        async def run(events: list[Any]) -> None:
+            started = clock.monotonic()
+            await work(events)
+            metrics.batch(stage, clock.monotonic() - started, sum(len(event.message.value) for event in events))
+
+        return run
+
     send = _Sender(app)
     busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -260,7 +294,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # -------------------------------------------------------------------------------------- ingest
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], metrics)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -271,7 +305,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, busy["ingest"], keyed_batch if keyed else ingest_batch)
+        await _batches(
+            app, "ingest", stream, settings, busy["ingest"], timed("ingest", keyed_batch if keyed else ingest_batch)
+        )
 
     async def ingest_batch(events: list[Any]) -> None:
         records = [_record(raw) for event in events for raw in event.message.value]
@@ -300,7 +336,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                 news = await progress.look()
             except KafkaError as error:
                 # The brokers are asked again at once; until they answer, events wait for their order.
-                log.warning("cannot ask how far the input topic has got: %s", error)
+                log.debug("cannot ask how far the input topic has got: %s", error)
                 return
             if not news:
                 return
@@ -310,6 +346,58 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                 chosen = stage(watched, partition)
                 chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
                 await step(chosen)
+
+    # ---------------------------------------------------------------------------- how the worker is
+
+    mine: set[Any] = set()
+    ends: dict[Any, int] = {}
+    begun: dict[Any, int] = {}
+    behind: Lag[Any] = Lag()
+    overload = Overload(settings.overload)
+
+    @app.timer(interval=1.0)
+    async def ask_kafka() -> None:
+        """Where the partitions end: whoever answers is also known to be there."""
+        try:
+            found = await progress.ends(mine)
+            for tp in mine - begun.keys():
+                begun[tp] = await progress.committed(tp)
+        except KafkaError as error:
+            log.debug("no broker says where the partitions end: %s", error)
+            return
+        if found:
+            health.answered()
+        ends.clear()
+        ends.update(found)
+
+    @app.timer(interval=1.0)
+    async def look_around() -> None:
+        now = clock.monotonic()
+        done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
+        lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
+        was = overload.on
+        overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
+        if overload.on is not was:
+            for chosen in detect.values():
+                chosen.engine.shed(overload.on and settings.overload.shed)
+        states, off = [], dict.fromkeys(registered(), 0)
+        for tp in mine:
+            lag, lag_s = lags.get(tp, (None, 0.0))
+            state = PartitionState(tp.topic, tp.partition, lag, lag_s)
+            if (at_work := detect.get((tp.topic, tp.partition))) is not None:
+                moved = math.isfinite(at_work.engine.clock)
+                delay = clock.now() - at_work.engine.clock if moved else None
+                state = replace(state, watermark_delay_s=delay, held=at_work.waiting)
+                for name in at_work.engine.quarantined:
+                    off[name] += 1
+            states.append(state)
+        metrics.partitions(states)
+        metrics.waiting(app.consumer.waiting())
+        metrics.overloaded(overload.on)
+        metrics.quarantined(off)
+        metrics.assigned(len(mine))
+        folds = any(tp.topic == topics.findings for tp in mine)
+        metrics.incidents(incident_stage.incidents.open if folds else ())
 
     # ------------------------------------------------------------------------------ watch and graph
 
@@ -323,8 +411,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         found = detect.get((name, partition))
         if found is None:
             scopes = WATCH if name == watched else GRAPH
-            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
+            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock, metrics)
             found.calibrate(figures)
+            found.engine.shed(overload.on and settings.overload.shed)
             detect[name, partition] = found
             order[found] = asyncio.Lock()
         return found
@@ -355,11 +444,15 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
-            await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
+            await _batches(
+                app, "watch", stream, settings, busy["watch"], timed("watch", partial(detect_batch, topics.events))
+            )
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
+        await _batches(
+            app, "graph", stream, settings, busy["graph"], timed("graph", partial(detect_batch, topics.graph))
+        )
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
@@ -395,7 +488,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     # ----------------------------------------------------------------------------------- incidents
 
-    incident_stage = IncidentStage(settings.incidents, topics)
+    incident_stage = IncidentStage(settings.incidents, topics, metrics)
     publish = _publisher(send)
     runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
     acting: set[asyncio.Task[Any]] = set()
@@ -413,7 +506,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
+        await _batches(app, "incidents", stream, settings, busy["incidents"], timed("incidents", incident_batch))
 
     async def incident_batch(events: list[Any]) -> None:
         for event in events:
@@ -446,6 +539,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
+        health.assigned(None)
         # What is in hand is finished, what is done need not come again.
         for lock in list(busy.values()):
             async with lock:
@@ -454,12 +548,16 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.on_partitions_assigned.connect
     async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
-        mine = {(tp.topic, tp.partition) for tp in assigned}
-        progress.reassign({partition for name, partition in mine if name == topics.usage})
+        mine.clear()
+        mine.update(assigned)
+        begun.clear()
+        health.assigned(len(mine))
+        places = {(tp.topic, tp.partition) for tp in assigned}
+        progress.reassign({partition for name, partition in places if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
         # its state. What was not acknowledged comes again.
         for place in list(detect):
-            if place in mine:
+            if place in places:
                 detect[place].forget_waiting()
             else:
                 del detect[place]

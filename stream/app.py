@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from typing import Any
 
 import faust
-from mode import Worker
+from mode import Service, Worker
 
 from stream.agents import attach
-from stream.clock import SystemClock
+from stream.clock import Clock, SystemClock
+from stream.health import Health, pages, serving
+from stream.metrics import Metrics
 from stream.settings import Settings
 from stream.stages import Topics
 from stream.topics import layout
 from stream.transport import Transport
 
+log = logging.getLogger(__name__)
 
-def build(settings: Settings, folder: str) -> Any:
+_BEAT_S = 1.0
+
+
+def build(settings: Settings, folder: str, metrics: Metrics | None = None, health: Health | None = None) -> Any:
     """The application with its agents, for the topics as they are.
 
     Args:
+        metrics, health: Where the agents tell how they are; nowhere if not given.
         folder: Faust wants one for tables on disk; there are none.
 
     Raises:
@@ -42,21 +50,49 @@ def build(settings: Settings, folder: str) -> Any:
         producer_linger=0.005,
         producer_max_request_size=1 << 20,
         datadir=folder,
-        web_enabled=settings.worker.health_port is not None,
-        web_port=settings.worker.health_port or 6066,
-        web_bind=settings.worker.health_host,
+        # Faust's own pages tell too much, and only while the event loop turns; see stream/health.py.
+        web_enabled=False,
         autodiscover=False,
     )
     topics = Topics.of(settings.kafka)
     agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
     app.transport = Transport(app, agents_read, settings.kafka.batch_records)
-    attach(app, settings, counts, SystemClock())
+    clock = SystemClock()
+    attach(app, settings, counts, clock, metrics or Metrics(clock), health or make_health(settings, clock))
     return app
+
+
+def make_health(settings: Settings, clock: Clock) -> Health:
+    """Health as configured."""
+    return Health(clock, settings.metrics.hang_s, settings.metrics.silence_s)
+
+
+class _Pulse(Service):
+    """Tells that the event loop turns, from the moment it does: Faust's own timers wait for the first partitions."""
+
+    def __init__(self, health: Health) -> None:
+        super().__init__()
+        self._health = health
+
+    @Service.task
+    async def _beat(self) -> None:
+        while not self.should_stop:
+            self._health.beat()
+            await self.sleep(_BEAT_S)
 
 
 def run(settings: Settings) -> None:
     """Runs a worker until it gets SIGINT or SIGTERM."""
-    with tempfile.TemporaryDirectory(prefix="burnfuse-") as folder:
+    clock = SystemClock()
+    metrics, health = Metrics(clock), make_health(settings, clock)
+    metrics.worker(lambda: not health.unready(), health.loop_delay_s, health.silence_s)
+    with (
+        tempfile.TemporaryDirectory(prefix="burnfuse-") as folder,
+        serving(settings.metrics.listen, pages(health, metrics)) as port,
+    ):
+        if port is not None:
+            log.info("health and metrics on port %d", port)
+        app = build(settings, folder, metrics, health)
         # mode's own logging would write plain text to standard output.
-        worker = Worker(build(settings, folder), loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        worker = Worker(_Pulse(health), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
         worker.execute_from_commandline()

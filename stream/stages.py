@@ -22,6 +22,7 @@ from stream.errors import PackedRecordError
 from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
+from stream.metrics import Metrics
 from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
@@ -106,8 +107,11 @@ class IngestStage:
         outputs: Partitions of each inner topic.
     """
 
-    def __init__(self, topics: Topics, ingest: Ingest, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, topics: Topics, ingest: Ingest, inputs: int, outputs: int, metrics: Metrics | None = None
+    ) -> None:
         self._topics, self._ingest = topics, ingest
+        self._metrics = metrics or Metrics()
         self._inputs, self._outputs = inputs, outputs
         self._homes, self._told_homes = SlotMap(), False
 
@@ -143,6 +147,7 @@ class IngestStage:
 
     def _taken(self, records: Sequence[Record]) -> tuple[Columns, dict[int, int], list[Message]]:
         columns, rejects = self._ingest.columns(records)
+        self._metrics.rejected(rejects)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
         progress: dict[int, int] = {}
         for record in records:
@@ -186,8 +191,17 @@ class DetectStage:
         name: Of the partition, e.g. `bf.events/3`: tells apart the stream clocks of partitions.
     """
 
-    def __init__(self, settings: Settings, topics: Topics, scopes: Sequence[Scope], name: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        scopes: Sequence[Scope],
+        name: str,
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._topics, self._name = topics, name
+        self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
@@ -210,6 +224,7 @@ class DetectStage:
             self.take(Packed.decode(value), token)
         except PackedRecordError as error:
             reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
+            self._metrics.rejected([reject])
             return dead_letter(self._topics, reject, self._name)
         return None
 
@@ -221,6 +236,11 @@ class DetectStage:
         """Messages to send, and then the tokens of the records that are done."""
         columns, done = self._sequencer.ready()
         result = self.engine.process(columns)
+        self._metrics.found(result.findings)
+        self._metrics.shed(result.shed)
+        if self._tells_rejects:
+            self._metrics.taken(len(result.accepted))
+            self._metrics.rejected(result.rejects)
         messages = [
             Message(
                 self._topics.findings,
@@ -261,8 +281,8 @@ _kind = msgspec.json.Decoder(_ClockRecord | _FindingRecord)
 class IncidentStage:
     """The findings topic to incidents."""
 
-    def __init__(self, settings: IncidentSettings, topics: Topics) -> None:
-        self._topics = topics
+    def __init__(self, settings: IncidentSettings, topics: Topics, metrics: Metrics | None = None) -> None:
+        self._topics, self._metrics = topics, metrics or Metrics()
         self.incidents = Incidents(settings)
 
     def process(self, value: bytes) -> tuple[list[Change], Message | None]:
@@ -275,5 +295,6 @@ class IncidentStage:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             detail = f"a record on the findings topic cannot be read: {error}"
             reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
+            self._metrics.rejected([reject])
             return [], dead_letter(self._topics, reject, "incidents")
         return [*self.incidents.advance(clock, source), *self.incidents.add(finding, clock, source)], None
