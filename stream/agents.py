@@ -96,6 +96,8 @@ class _Progress:
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
         self._consumer.assign([TopicPartition(self._topic, 0)])
+        # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
+        self._consumer.pause(TopicPartition(self._topic, 0))
         await self._consumer.start()
 
     async def stop(self) -> None:
@@ -156,10 +158,17 @@ class _Progress:
         found = await self._consumer.end_offsets(list(asked))
         return {tp: found[key] for key, tp in asked.items()}
 
-    async def committed(self, tp: Any) -> int:
-        """Where the group stands on a partition."""
-        key = TopicPartition(tp.topic, tp.partition)
-        return await self._consumer.committed(key) or await self._begin(key)
+    async def committed(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> where the group stands.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked:
+            return {}
+        begin = await self._consumer.beginning_offsets(list(asked))
+        return {tp: await self._consumer.committed(key) or begin[key] for key, tp in asked.items()}
 
     async def _begin(self, tp: TopicPartition) -> int:
         begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
@@ -360,15 +369,13 @@ def attach(
         """Where the partitions end: whoever answers is also known to be there."""
         try:
             found = await progress.ends(mine)
-            for tp in mine - begun.keys():
-                begun[tp] = await progress.committed(tp)
+            if found:
+                health.answered()
+            ends.clear()
+            ends.update(found)
+            begun.update(await progress.committed(mine - begun.keys()))
         except KafkaError as error:
             log.debug("no broker says where the partitions end: %s", error)
-            return
-        if found:
-            health.answered()
-        ends.clear()
-        ends.update(found)
 
     @app.timer(interval=1.0)
     async def look_around() -> None:
