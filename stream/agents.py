@@ -26,13 +26,13 @@ from burnfuse.event import SEQUENCE_HEADER
 from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
-from stream.actions.base import Tools
-from stream.actions.runner import Runner
+from stream.actions.base import Tools, configured
+from stream.actions.outbox import Outbox
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError
-from stream.health import Health
+from stream.health import Health, Silence
 from stream.incidents import Change
 from stream.ingest.ingest import Record
 from stream.metrics import Metrics, PartitionState
@@ -49,6 +49,10 @@ _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
 _TAKE_S = 0.05
 """Far more than it takes to get an event that waits."""
+_SILENT_S = 5.0
+"""How long no broker answers until it is worth a line."""
+_LAST_CALLS_S = 10.0
+"""How long a worker that stops goes on telling what happened."""
 _FOR_EVER_MS = 1 << 62
 
 
@@ -362,7 +366,7 @@ def attach(
     ends: dict[Any, int] = {}
     begun: dict[Any, int] = {}
     behind: Lag[Any] = Lag()
-    overload = Overload(settings.overload)
+    overload, silence = Overload(settings.overload), Silence(_SILENT_S)
 
     @app.timer(interval=1.0)
     async def ask_kafka() -> None:
@@ -383,7 +387,9 @@ def attach(
         done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
         lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
         was = overload.on
-        overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
+        # Where Kafka is silent the worker is not too slow; what that has cost is seen when it answers again.
+        if not silence.look(health.silence_s()):
+            overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
         if overload.on is not was:
             for chosen in detect.values():
                 chosen.engine.shed(overload.on and settings.overload.shed)
@@ -497,8 +503,9 @@ def attach(
 
     incident_stage = IncidentStage(settings.incidents, topics, metrics)
     publish = _publisher(send)
-    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
-    acting: set[asyncio.Task[Any]] = set()
+    tools = Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals)
+    # Slack may be slow; the next finding must not wait for it.
+    outboxes = [Outbox(action, config.least_pause_s, clock, metrics) for action, config in configured(settings, tools)]
     heard: dict[str, float] = {}
 
     async def tell(changes: Iterable[Change]) -> None:
@@ -506,10 +513,8 @@ def attach(
             incident = change.incident
             value = msgspec.json.encode(incident_json(incident) | {"change": change.kind})
             await send([Message(topics.incidents, incident.id.encode(), value)])
-            # Slack may be slow; the next finding must not wait for it.
-            task = asyncio.create_task(runner.act(incident))
-            acting.add(task)
-            task.add_done_callback(acting.discard)
+            for outbox in outboxes:
+                outbox.put(change)
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
@@ -539,9 +544,7 @@ def attach(
 
     @app.on_before_shutdown.connect
     async def finish(*_: Any, **__: Any) -> None:
-        if acting:
-            await asyncio.wait(acting, timeout=10)
-        await runner.close()
+        await asyncio.gather(*(outbox.close(_LAST_CALLS_S) for outbox in outboxes))
         await progress.stop()
 
     @app.on_partitions_revoked.connect

@@ -89,6 +89,33 @@ class Health:
         return why
 
 
+class Silence:
+    """Tells once that Kafka does not answer, and once that it does again.
+
+    Args:
+        after_s: Shorter silences are nobody's concern, s.
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._longest: float | None = None
+
+    def look(self, silence_s: float) -> bool:
+        """Whether Kafka is silent, given how long no broker has answered."""
+        if silence_s >= self._after_s:
+            if self._longest is None:
+                log.warning(
+                    "no Kafka broker has answered for %.0f s; the worker tries again and goes on where it stopped",
+                    silence_s,
+                )
+            self._longest = silence_s
+            return True
+        if self._longest is not None:
+            log.warning("Kafka answers again, after about %.0f s", self._longest)
+            self._longest = None
+        return False
+
+
 def pages(health: Health, metrics: Metrics) -> Callable[..., Iterable[bytes]]:
     """The WSGI application: /healthz, /readyz, /metrics."""
     of_metrics = metrics.wsgi()

@@ -18,7 +18,8 @@ from stream.settings import OverloadSettings
 log = logging.getLogger(__name__)
 
 _NOTES = 600
-"""Ends remembered per partition; of more every second one goes, so an hour behind is known as well as a minute."""
+"""Ends remembered per partition. Of more every second one goes, and from then on they are noted half as often: an
+hour behind is known to a few seconds."""
 _REMIND_S = 300.0
 
 P = TypeVar("P", bound=Hashable)
@@ -29,8 +30,19 @@ class _Partition:
         self.ends: deque[tuple[int, float]] = deque()
         self.reached = now
         """When the end lay at, or before, what is done."""
-        self.end: int | None = None
-        self.lag = 0
+        self.every_s = 0.0
+
+    def note(self, end: int, now: float) -> None:
+        """The partition ends here now."""
+        ends = self.ends
+        if not ends:
+            self.every_s = 0.0
+        elif end == ends[-1][0] or now - ends[-1][1] < self.every_s:
+            return
+        ends.append((end, now))
+        if len(ends) > _NOTES:
+            self.ends = deque(note for i, note in enumerate(ends) if i % 2 == 0)
+            self.every_s = 2 * (now - ends[0][1]) / len(ends)
 
 
 class Lag(Generic[P]):
@@ -57,11 +69,7 @@ class Lag(Generic[P]):
             known = self._of.get(partition)
             if known is None:
                 known = self._of[partition] = _Partition(now)
-            if known.end != end:
-                known.end = end
-                known.ends.append((end, now))
-                if len(known.ends) > _NOTES:
-                    known.ends = deque(note for i, note in enumerate(known.ends) if i % 2 or i == _NOTES)
+            known.note(end, now)
             at = done.get(partition)
             if at is None:
                 continue
