@@ -18,6 +18,9 @@ from stream.clock import Clock, SystemClock
 from stream.incidents import Incident
 from stream.ingest.reject import Reason, Reject
 
+# When each counter was made is of no use, and doubles the page.
+prometheus.disable_created_metrics()
+
 PREFIX = "burnfuse_"
 
 
