@@ -13,6 +13,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from stream.actions.outbox import Outbox
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
+from stream.errors import BrokerError, ConfigError
 from stream.health import Health, Silence
 from stream.incidents import Change
 from stream.ingest.ingest import Record
@@ -49,7 +50,11 @@ _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
 _TAKE_S = 0.05
 """Far more than it takes to get an event that waits."""
-_SILENT_S = 5.0
+_ANSWER_S = 5.0
+"""How long a broker may take to say where partitions end."""
+_LIST_S = 15.0
+"""How often to look whether all topics are still there."""
+_SILENT_S = 10.0
 """How long no broker answers until it is worth a line."""
 _LAST_CALLS_S = 10.0
 """How long a worker that stops goes on telling what happened."""
@@ -162,6 +167,15 @@ class _Progress:
         found = await self._consumer.end_offsets(list(asked))
         return {tp: found[key] for key, tp in asked.items()}
 
+    async def topics(self) -> set[str]:
+        """All topics there are.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        found: set[str] = await self._consumer.topics() if self._consumer is not None else set()
+        return found
+
     async def committed(self, partitions: Iterable[Any]) -> dict[Any, int]:
         """Partition -> where the group stands.
 
@@ -260,7 +274,12 @@ async def _batches(
                     now = app.consumer_generation_id if app.flow_control.is_active() else None
                     await work([event for event in batch if event.message.generation_id == now])
             except Exception as error:
-                log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
+                told = f"{name} failed; the worker stops, nothing of this batch is lost"
+                if isinstance(error, KafkaError):
+                    # Where in here it went wrong tells nobody anything.
+                    log.critical("%s: Kafka says %s, %s", told, type(error).__name__, error)
+                else:
+                    log.critical(told, exc_info=True)
                 await app.crash(error)
                 raise
     finally:
@@ -368,18 +387,36 @@ def attach(
     behind: Lag[Any] = Lag()
     overload, silence = Overload(settings.overload), Silence(_SILENT_S)
 
+    needed = {topics.usage, topics.events, topics.graph, topics.findings}
+    gone: set[str] = set()
+    listed = clock.monotonic()
+
     @app.timer(interval=1.0)
     async def ask_kafka() -> None:
         """Where the partitions end: whoever answers is also known to be there."""
-        try:
-            found = await progress.ends(mine)
-            if found:
+        nonlocal gone, listed
+        found: dict[Any, int] = {}
+        with suppress(KafkaError, TimeoutError):
+            found = await asyncio.wait_for(progress.ends(mine), _ANSWER_S)
+            begun.update(await asyncio.wait_for(progress.committed(mine - begun.keys()), _ANSWER_S))
+        ends.clear()
+        ends.update(found)
+        if found:
+            health.answered()
+        now = clock.monotonic()
+        if found and not gone and now - listed < _LIST_S:
+            return
+        # Maybe there are no partitions for this worker, or no broker, or no such topics.
+        listed = now
+        with suppress(KafkaError, TimeoutError):
+            if known := await asyncio.wait_for(progress.topics(), _ANSWER_S):
                 health.answered()
-            ends.clear()
-            ends.update(found)
-            begun.update(await progress.committed(mine - begun.keys()))
-        except KafkaError as error:
-            log.debug("no broker says where the partitions end: %s", error)
+                gone, before = needed - known, gone
+                if still := gone & before:
+                    # Faust would wait for them for ever.
+                    error = BrokerError(f"topics were deleted ({', '.join(sorted(still))}): run `burnfuse topics`")
+                    log.critical("%s; the worker stops", error)
+                    await app.crash(error)
 
     @app.timer(interval=1.0)
     async def look_around() -> None:

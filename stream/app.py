@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from typing import Any
 
 import faust
 from mode import Service, Worker
 
+from stream.__main__ import end_at_once
 from stream.agents import attach
 from stream.clock import Clock, SystemClock
 from stream.health import Health, pages, serving
@@ -21,6 +23,8 @@ from stream.transport import Transport
 log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
+_END_S = 25.0
+"""Below the 30 s that most who stop a worker give it."""
 
 
 def build(settings: Settings, folder: str, metrics: Metrics | None = None, health: Health | None = None) -> Any:
@@ -68,17 +72,32 @@ def make_health(settings: Settings, clock: Clock) -> Health:
 
 
 class _Pulse(Service):
-    """Tells that the event loop turns, from the moment it does: Faust's own timers wait for the first partitions."""
+    """Tells that the event loop turns, and sees to it that a worker which is to end does end.
 
-    def __init__(self, health: Health) -> None:
+    Faust's own timers begin with the first partitions only; and with a Kafka that does not answer as it should, its
+    shutdown can take for ever.
+    """
+
+    def __init__(self, health: Health, app: Any) -> None:
         super().__init__()
-        self._health = health
+        self._health, self._app = health, app
 
     @Service.task
     async def _beat(self) -> None:
-        while not self.should_stop:
-            self._health.beat()
-            await self.sleep(_BEAT_S)
+        # After a crash this service counts as crashed, too; on request the application stops first.
+        try:
+            while not (self.should_stop or self._app.should_stop):
+                self._health.beat()
+                await self.sleep(_BEAT_S)
+        finally:
+            last = threading.Timer(_END_S, _end)
+            last.daemon = True
+            last.start()
+
+
+def _end() -> None:
+    log.critical("the worker did not stop within %.0f s and is ended; what is not committed comes again", _END_S)
+    end_at_once()
 
 
 def run(settings: Settings) -> None:
@@ -94,5 +113,5 @@ def run(settings: Settings) -> None:
             log.info("health and metrics on port %d", port)
         app = build(settings, folder, metrics, health)
         # mode's own logging would write plain text to standard output.
-        worker = Worker(_Pulse(health), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        worker = Worker(_Pulse(health, app), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
         worker.execute_from_commandline()

@@ -19,7 +19,7 @@ from stream.incidents import Incident
 from stream.ingest.reject import Reason, Reject
 
 # When each counter was made is of no use, and doubles the page.
-prometheus.disable_created_metrics()
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "burnfuse_"
 
