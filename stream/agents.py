@@ -97,17 +97,19 @@ class _Progress:
 
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
-        self._consumer = AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self._kafka.bootstrap_servers,
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
+        consumer.assign([TopicPartition(self._topic, 0)])
         # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
-        self._consumer.pause(TopicPartition(self._topic, 0))
-        await self._consumer.start()
+        consumer.pause(TopicPartition(self._topic, 0))
+        await consumer.start()
+        # The timers may ask from now on, not before.
+        self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
