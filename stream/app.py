@@ -8,12 +8,19 @@ import threading
 from typing import Any
 
 import faust
+from aiokafka.errors import KafkaError
+from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from mode import Service, Worker
 
+from burnfuse.security import Security
 from stream.__main__ import end_at_once
 from stream.agents import attach
 from stream.clock import Clock, SystemClock
+from stream.connection import TokenProvider, explained, explanation, security, warn_if_in_clear
+from stream.dlq import stopped
+from stream.errors import BurnfuseError
 from stream.health import Health, pages, serving
+from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics
 from stream.settings import Settings
 from stream.stages import Topics
@@ -36,11 +43,16 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
 
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.
+        ConfigError: a secret is missing, or a certificate cannot be used.
     """
-    counts = layout(settings.kafka)
+    warn_if_in_clear(settings.kafka)
+    counts = layout(settings)
+    with explained(settings.kafka):
+        credentials = _credentials(security(settings.kafka))
     app = faust.App(
         settings.kafka.app_id,
         broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers],
+        broker_credentials=credentials,
         store="memory://",
         value_serializer="raw",
         key_serializer="raw",
@@ -61,14 +73,30 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
     topics = Topics.of(settings.kafka)
     agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
     app.transport = Transport(app, agents_read, settings.kafka.batch_records)
+    share = RejectedShare(settings.input, topics.usage, topics.dead)
+    before = stopped(settings.kafka) if settings.input.max_rejected_share < 1 else None
+    if before is not None:
+        share.resume(before)
     clock = SystemClock()
-    attach(app, settings, counts, clock, metrics or Metrics(clock), health or make_health(settings, clock))
+    attach(app, settings, counts, clock, metrics or Metrics(clock), health or make_health(settings, clock), share)
     return app
 
 
 def make_health(settings: Settings, clock: Clock) -> Health:
     """Health as configured."""
     return Health(clock, settings.metrics.hang_s, settings.metrics.silence_s)
+
+
+def _credentials(how: Security) -> Any:
+    """The same for Faust; None: plain, and nobody."""
+    context = how.context()
+    if how.tokens is not None:
+        return OAuthCredentials(oauth_cb=TokenProvider(how.tokens), ssl_context=context)
+    if how.mechanism is not None:
+        return SASLCredentials(
+            username=how.username, password=how.password, ssl_context=context, mechanism=how.mechanism
+        )
+    return SSLCredentials(context) if context is not None else None
 
 
 class _Pulse(Service):
@@ -90,18 +118,23 @@ class _Pulse(Service):
                 self._health.beat()
                 await self.sleep(_BEAT_S)
         finally:
-            last = threading.Timer(_END_S, _end)
+            last = threading.Timer(_END_S, _end, [self._app])
             last.daemon = True
             last.start()
 
 
-def _end() -> None:
-    log.critical("the worker did not stop within %.0f s and is ended; what is not committed comes again", _END_S)
+def _end(app: Any) -> None:
+    why = f": {app.crash_reason}" if app.crash_reason is not None else ""
+    log.critical("the worker could not stop within %.0f s and is ended%s", _END_S, why)
     end_at_once()
 
 
 def run(settings: Settings) -> None:
-    """Runs a worker until it gets SIGINT or SIGTERM."""
+    """Runs a worker until it gets SIGINT or SIGTERM.
+
+    Raises:
+        BurnfuseError: what ended it, where the user can do something about it.
+    """
     clock = SystemClock()
     metrics, health = Metrics(clock), make_health(settings, clock)
     metrics.worker(lambda: not health.unready(), health.loop_delay_s, health.silence_s)
@@ -114,4 +147,12 @@ def run(settings: Settings) -> None:
         app = build(settings, folder, metrics, health)
         # mode's own logging would write plain text to standard output.
         worker = Worker(_Pulse(health, app), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
-        worker.execute_from_commandline()
+        try:
+            worker.execute_from_commandline()
+        except SystemExit:
+            reason = app.crash_reason
+            if isinstance(reason, BurnfuseError):
+                raise reason from None
+            if isinstance(reason, KafkaError):
+                raise explanation(reason, settings.kafka) from reason
+            raise

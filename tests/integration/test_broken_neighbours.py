@@ -132,15 +132,18 @@ class Worker:
                 return float(line.split()[1])
         return float("nan")
 
+    def text(self) -> str:
+        return self._log.read_text()
+
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self.text().splitlines()]
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
             assert self.process is not None
-            assert self.process.poll() is None, f"the worker ended while waiting for {what}: {self._log.read_text()}"
-            assert time.monotonic() < deadline, f"no {what}: {self._log.read_text()}"
+            assert self.process.poll() is None, f"the worker ended while waiting for {what}: {self.text()}"
+            assert time.monotonic() < deadline, f"no {what}: {self.text()}"
             time.sleep(0.3)
 
 
@@ -210,9 +213,11 @@ def test_a_topic_that_is_deleted_ends_the_worker_with_a_line(own_broker: Broker,
         admin.close()
         assert worker.process is not None
         assert worker.process.wait(timeout=DEADLINE_S) != 0
-    critical = [line for line in worker.log() if line["level"] == "critical"]
-    assert critical[0]["message"] == "topics were deleted (bf.graph): run `burnfuse topics`; the worker stops"
-    assert not [line for line in worker.log() if "error" in line], "nobody wants to see where in the code"
+    *before, last = worker.text().splitlines()
+    # It could not end by itself in time: then the log has the reason.
+    assert "topics were deleted (bf.graph): run `burnfuse topics`" in last
+    assert all("Kafka" in line for line in before)
+    assert "Traceback" not in worker.text(), "nobody wants to see where in the code"
     # The next one says the same at once, until somebody does it.
     again = worker.burnfuse("worker")
     assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
