@@ -110,7 +110,7 @@ class Drift(Detector):
         production clients.
     """
 
-    spec: ClassVar[Spec] = Spec("drift", version=3, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("drift", version=3, scope=Scope.AGENT, second_stage=True)
     Config: ClassVar[type[DetectorConfig]] = DriftConfig
 
     def __init__(self, config: DriftConfig) -> None:
@@ -135,6 +135,8 @@ class Drift(Detector):
             {"days": (np.uint16, 0, DAYS), **{f"{name}_levels": (np.float32, np.nan, DAYS) for name in LEVELS}}
         )
         self.tables = {"agents": self._table, "days": self._days}
+        self._seen_from = -math.inf
+        """Windows before this one were seen in part, if at all."""
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
@@ -153,6 +155,8 @@ class Drift(Detector):
             self.forget(again)
         order = np.argsort(entity.row, kind="stable")
         at = order[batch.tokens[order] > 0]
+        if math.isfinite(self._seen_from):
+            at = at[ticks(batch.ts[at], WINDOW_S) >= self._seen_from]
         if not len(at):
             return []
         parts = segments(entity.row[at], ticks(batch.ts[at], WINDOW_S), table["window"])
@@ -168,6 +172,11 @@ class Drift(Detector):
             table["models"][row] |= models[k]
         found.sort(key=lambda pair: pair[0])
         return found
+
+    def resume(self, clock: float) -> None:
+        if math.isfinite(clock):
+            self._seen_from = clock // WINDOW_S + 1
+        self._table["window_tokens"][:] = 0
 
     def _end_windows(self, batch: EventBatch, at: Ints, row: Ints, window: Ints) -> list[tuple[int, Finding]]:
         """Closes the windows, and the days, that these events lie behind."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,19 +25,23 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from burnfuse.event import SEQUENCE_HEADER
+from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
-from stream.actions.base import Tools
-from stream.actions.runner import Runner
+from stream.actions.base import Tools, configured
+from stream.actions.outbox import Outbox
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
-from stream.errors import BurnfuseError, ConfigError, RejectedShareError
+from stream.errors import BrokerError, BurnfuseError, ConfigError, RejectedShareError
+from stream.health import Health, Silence
 from stream.incidents import Change
 from stream.ingest.ingest import Record
 from stream.ingest.replayed import replayed
 from stream.ingest.share import RejectedShare
+from stream.metrics import Metrics, PartitionState
+from stream.overload import Lag, Overload
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
@@ -50,6 +56,14 @@ _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
 _TAKE_S = 0.05
 """Far more than it takes to get an event that waits."""
+_ANSWER_S = 5.0
+"""How long a broker may take to say where partitions end."""
+_LIST_S = 15.0
+"""How often to look whether all topics are still there."""
+_SILENT_S = 10.0
+"""How long no broker answers until it is worth a line."""
+_LAST_CALLS_S = 10.0
+"""How long a worker that stops goes on telling what happened."""
 _FOR_EVER_MS = 1 << 62
 
 
@@ -110,6 +124,8 @@ class _Progress:
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
         consumer.assign([TopicPartition(self._topic, 0)])
+        # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
+        consumer.pause(TopicPartition(self._topic, 0))
         await consumer.start()
         # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
         self._consumer = consumer
@@ -174,6 +190,39 @@ class _Progress:
                 self._idle.add(partition)
                 news[partition] = _FOR_EVER_MS
         return news
+
+    async def ends(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> offset after its last record.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked or self._consumer is None:
+            return {}
+        found = await self._consumer.end_offsets(list(asked))
+        return {tp: found[key] for key, tp in asked.items()}
+
+    async def topics(self) -> set[str]:
+        """All topics there are.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        found: set[str] = await self._consumer.topics() if self._consumer is not None else set()
+        return found
+
+    async def committed(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> where the group stands.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked:
+            return {}
+        begin = await self._consumer.beginning_offsets(list(asked))
+        return {tp: await self._consumer.committed(key) or begin[key] for key, tp in asked.items()}
 
     async def _begin(self, tp: TopicPartition) -> int:
         begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
@@ -269,7 +318,9 @@ class _Hands:
                     self._app.ended_by = error
                     signal.raise_signal(signal.SIGTERM)
                 raise
-            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            told = f"{self._name} failed; the worker stops, nothing of this batch is lost"
+            # What Kafka refuses is explained at the end; where in here it was refused tells nobody anything.
+            log.critical(told, exc_info=not isinstance(error, KafkaError))
             await self._app.crash(error)
             raise
 
@@ -329,7 +380,13 @@ class _Run:
 
 
 def attach(
-    app: Any, settings: Settings, counts: dict[str, int], clock: Clock, share: RejectedShare | None = None
+    app: Any,
+    settings: Settings,
+    counts: dict[str, int],
+    clock: Clock,
+    metrics: Metrics,
+    health: Health,
+    share: RejectedShare | None = None,
 ) -> None:
     """Adds the agents and timers to a Faust application.
 
@@ -339,6 +396,20 @@ def attach(
     """
     app.ended_by = None  # an error of ours
     topics = Topics.of(settings.kafka)
+
+    def timed(stage: str, work: Callable[[list[Any]], Awaitable[Ending]]) -> Callable[[list[Any]], Awaitable[Ending]]:
+        async def run(events: list[Any]) -> Ending:
+            started = clock.monotonic()
+            rest = await work(events)
+
+            async def ending() -> None:
+                await rest()
+                metrics.batch(stage, clock.monotonic() - started, sum(len(event.message.value) for event in events))
+
+            return ending
+
+        return run
+
     send = _Sender(app)
     hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
 
@@ -349,7 +420,7 @@ def attach(
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
     share = share or RejectedShare(settings.input, topics.usage, topics.dead)
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share)
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share, metrics)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -360,7 +431,8 @@ def attach(
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
+        work = timed("ingest", keyed_batch if keyed else ingest_batch)
+        await _batches(app, stream, settings, hands["ingest"], work)
 
     async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
         try:
@@ -413,7 +485,7 @@ def attach(
             news = await progress.look()
         except KafkaError as error:
             # The brokers are asked again at once; until they answer, events wait for their order.
-            log.warning("cannot ask how far the input topic has got: %s", error)
+            log.debug("cannot ask how far the input topic has got: %s", error)
             return
         async with ingest_lock:
             news = {partition: ms for partition, ms in news.items() if progress.is_news(partition)}
@@ -427,6 +499,75 @@ def attach(
                 chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
                 await (await step(chosen))()
 
+    # ---------------------------------------------------------------------------- how the worker is
+
+    mine: set[Any] = set()
+    ends: dict[Any, int] = {}
+    begun: dict[Any, int] = {}
+    behind: Lag[Any] = Lag()
+    overload, silence = Overload(settings.overload), Silence(_SILENT_S)
+
+    needed = {topics.usage, topics.events, topics.graph, topics.findings}
+    gone: set[str] = set()
+    listed = clock.monotonic()
+
+    @app.timer(interval=1.0)
+    async def ask_kafka() -> None:
+        """Where the partitions end: whoever answers is also known to be there."""
+        nonlocal gone, listed
+        found: dict[Any, int] = {}
+        with suppress(KafkaError, TimeoutError):
+            found = await asyncio.wait_for(progress.ends(mine), _ANSWER_S)
+            begun.update(await asyncio.wait_for(progress.committed(mine - begun.keys()), _ANSWER_S))
+        ends.clear()
+        ends.update(found)
+        if found:
+            health.answered()
+        now = clock.monotonic()
+        if found and not gone and now - listed < _LIST_S:
+            return
+        # Maybe there are no partitions for this worker, or no broker, or no such topics.
+        listed = now
+        with suppress(KafkaError, TimeoutError):
+            if known := await asyncio.wait_for(progress.topics(), _ANSWER_S):
+                health.answered()
+                gone, before = needed - known, gone
+                if still := gone & before:
+                    # Faust would wait for them for ever.
+                    names = ", ".join(sorted(still))
+                    await app.crash(BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
+
+    @app.timer(interval=1.0)
+    async def look_around() -> None:
+        now = clock.monotonic()
+        done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
+        lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
+        was = overload.on
+        # Where Kafka is silent the worker is not too slow; what that has cost is seen when it answers again.
+        if not silence.look(health.silence_s()):
+            overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
+        if overload.on is not was:
+            for chosen in detect.values():
+                chosen.engine.shed(overload.on and settings.overload.shed)
+        states, off = [], dict.fromkeys(registered(), 0)
+        for tp in mine:
+            lag, lag_s = lags.get(tp, (None, 0.0))
+            state = PartitionState(tp.topic, tp.partition, lag, lag_s)
+            if (at_work := detect.get((tp.topic, tp.partition))) is not None:
+                moved = math.isfinite(at_work.engine.clock)
+                delay = clock.now() - at_work.engine.clock if moved else None
+                state = replace(state, watermark_delay_s=delay, held=at_work.waiting)
+                for name in at_work.engine.quarantined:
+                    off[name] += 1
+            states.append(state)
+        metrics.partitions(states)
+        metrics.waiting(app.consumer.waiting())
+        metrics.overloaded(overload.on)
+        metrics.quarantined(off)
+        metrics.assigned(len(mine))
+        folds = any(tp.topic == topics.findings for tp in mine)
+        metrics.incidents(incident_stage.incidents.open if folds else ())
+
     # ------------------------------------------------------------------------------ watch and graph
 
     fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
@@ -439,8 +580,9 @@ def attach(
         found = detect.get((name, partition))
         if found is None:
             scopes = WATCH if name == watched else GRAPH
-            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
+            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock, metrics)
             found.calibrate(figures)
+            found.engine.shed(overload.on and settings.overload.shed)
             detect[name, partition] = found
             order[found] = asyncio.Lock()
         return found
@@ -478,11 +620,13 @@ def attach(
 
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
-            await _batches(app, stream, settings, hands["watch"], partial(detect_batch, topics.events))
+            work = timed("watch", partial(detect_batch, topics.events))
+            await _batches(app, stream, settings, hands["watch"], work)
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["graph"], partial(detect_batch, topics.graph))
+        work = timed("graph", partial(detect_batch, topics.graph))
+        await _batches(app, stream, settings, hands["graph"], work)
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
@@ -518,10 +662,11 @@ def attach(
 
     # ----------------------------------------------------------------------------------- incidents
 
-    incident_stage = IncidentStage(settings.incidents, topics)
+    incident_stage = IncidentStage(settings.incidents, topics, metrics)
     publish = _publisher(send)
-    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
-    acting: set[asyncio.Task[Any]] = set()
+    tools = Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals)
+    # Slack may be slow; the next finding must not wait for it.
+    outboxes = [Outbox(action, config.least_pause_s, clock, metrics) for action, config in configured(settings, tools)]
     heard: dict[str, float] = {}
 
     async def tell(changes: Iterable[Change]) -> None:
@@ -529,14 +674,12 @@ def attach(
             incident = change.incident
             value = msgspec.json.encode(incident_json(incident) | {"change": change.kind})
             await send([Message(topics.incidents, incident.id.encode(), value)])
-            # Slack may be slow; the next finding must not wait for it.
-            task = asyncio.create_task(runner.act(incident))
-            acting.add(task)
-            task.add_done_callback(acting.discard)
+            for outbox in outboxes:
+                outbox.put(change)
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["incidents"], incident_batch)
+        await _batches(app, stream, settings, hands["incidents"], timed("incidents", incident_batch))
 
     async def incident_batch(events: list[Any]) -> Ending:
         for event in events:
@@ -563,13 +706,12 @@ def attach(
 
     @app.on_before_shutdown.connect
     async def finish(*_: Any, **__: Any) -> None:
-        if acting:
-            await asyncio.wait(acting, timeout=10)
-        await runner.close()
+        await asyncio.gather(*(outbox.close(_LAST_CALLS_S) for outbox in outboxes))
         await progress.stop()
 
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
+        health.assigned(None)
         # What is in hand is finished, what is done need not come again.
         for hand in hands.values():
             await hand.empty()
@@ -577,12 +719,16 @@ def attach(
 
     @app.on_partitions_assigned.connect
     async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
-        mine = {(tp.topic, tp.partition) for tp in assigned}
-        progress.reassign({partition for name, partition in mine if name == topics.usage})
+        mine.clear()
+        mine.update(assigned)
+        begun.clear()
+        health.assigned(len(mine))
+        places = {(tp.topic, tp.partition) for tp in assigned}
+        progress.reassign({partition for name, partition in places if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
         # its state. What was not acknowledged comes again.
         for place in list(detect):
-            if place in mine:
+            if place in places:
                 detect[place].forget_waiting()
             else:
                 del detect[place]

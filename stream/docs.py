@@ -26,6 +26,7 @@ from stream import cli
 from stream.acls import rules
 from stream.actions import base as actions
 from stream.ingest import reject
+from stream.metrics import DECLARED, PREFIX
 from stream.settings import SECRETS, KafkaSettings, Settings, default_settings
 from stream.topics import TopicPlan, plans
 
@@ -257,6 +258,23 @@ def reasons_table() -> str:
     return table(("reason", "meaning"), ((_code(value), text) for value, text in _members(reject.Reason)))
 
 
+def metrics_table() -> str:
+    """All metrics of the worker."""
+    return table(
+        ("metric", "kind", "unit", "labels", "meaning", "alert on"),
+        (
+            (_code(PREFIX + one.name), one.kind, one.unit, ", ".join(map(_code, one.labels)), one.help, one.alert)
+            for one in DECLARED
+        ),
+    )
+
+
+def second_stage_list() -> str:
+    """Which detectors an overloaded worker leaves out."""
+    names = [f"[`{name}`](detectors.md#{name})" for name, cls in _detectors() if cls.spec.second_stage]
+    return f"The second stage: {', '.join(names)}.\n"
+
+
 def _members(enum: type) -> Iterator[tuple[str, str]]:
     """Values of an enumeration with the text below each, which Python itself does not keep."""
     (tree,) = ast.parse(inspect.getsource(enum)).body
@@ -285,8 +303,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands-in-full": commands_sections,
     "detectors": detectors_table,
     "detectors-in-full": detectors_sections,
+    "metrics": metrics_table,
     "modules": house_table,
     "reasons": reasons_table,
+    "second-stage": second_stage_list,
     "secrets": secrets_table,
     "settings": settings_sections,
     "topics": topics_table,

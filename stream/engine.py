@@ -57,6 +57,8 @@ class Result:
     """Late events, and duplicates."""
     accepted: list[int] = field(default_factory=list)
     """Positions of the events that were taken, among the events given."""
+    shed: dict[str, int] = field(default_factory=dict)
+    """Detector of the second stage -> events it was not shown because of overload."""
     clocks: Floats = field(default_factory=lambda: np.empty(0))
     """Stream clock at each of the events given, s: event time that never goes back."""
 
@@ -96,6 +98,7 @@ class Engine:
         self._detectors = {name: detector for name, detector in chosen.items() if detector.spec.scope in scopes}
         self.quarantined: dict[str, str] = {}
         """Detectors that raised, with the error: they are left out until the process starts again."""
+        self._shedding = False
         self._trees = _Trees() if Scope.ROOT in scopes else None
         self._seen = _RecentIds(settings.engine.duplicate_ids)
         self._tail = np.full(_STEADY - 1, -np.inf)
@@ -106,6 +109,19 @@ class Engine:
     def clock(self) -> float:
         """Stream clock, s."""
         return self._clock
+
+    def shed(self, on: bool) -> None:
+        """Overload begins or ends: the second stage is left out, or runs again.
+
+        What is found then depends on when the overload was, so only a worker calls this.
+        """
+        if on is self._shedding:
+            return
+        self._shedding = on
+        if not on:
+            for name, detector in list(self._detectors.items()):
+                if detector.spec.second_stage:
+                    self._guard(name, partial(detector.resume, self._clock))
 
     def sketch(self) -> dict[str, list[int]]:
         """This partition's part of the fleet's figures; see `stream.calibration`."""
@@ -258,12 +274,19 @@ class Engine:
     def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
+            if self._shedding and detector.spec.second_stage:
+                entity = batch.entities[detector.spec.scope]
+                self._guard(name, partial(detector.forget, entity.row[entity.new]))
+                result.shed[name] = result.shed.get(name, 0) + len(batch)
+                continue
             found += self._guard(name, partial(detector.update, batch)) or ()
         if not found:
             return
         place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found.sort(key=lambda finding: place[finding.event_id])
         for name, detector in list(self._detectors.items()):
+            if self._shedding and detector.spec.second_stage:
+                continue
             found = list(self._guard(name, partial(detector.review, batch, found)) or found)
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]

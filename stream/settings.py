@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
@@ -344,16 +344,53 @@ class KafkaSettings(Section):
     sasl: SaslSettings = Field(default=SaslSettings(), description="Who connects, below.")
 
 
-class WorkerSettings(Section):
-    """The worker as a process."""
+class MetricsSettings(Section):
+    """Health and metrics of the worker: /healthz, /readyz and /metrics (docs/metrics.md)."""
 
-    health_port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port of a small web server that answers while the worker lives; none: no server.",
+    listen: str | None = Field(
+        default="127.0.0.1:8081",
+        pattern=r"^\S+:[0-9]{1,5}$",
+        description="Address of the server, host:port; 0.0.0.0:8081 in containers; null: no server.",
     )
-    health_host: str = Field(default="127.0.0.1", description="Address that server listens on.")
+    hang_s: float = setting(
+        30.0,
+        unit="s",
+        why="/healthz fails when the worker's event loop has not turned for longer.",
+        source="ten times the longest batch of 8,000 records on a slow machine",
+        gt=0,
+    )
+    silence_s: float = setting(
+        30.0,
+        unit="s",
+        why="/readyz fails when no Kafka broker has answered for longer.",
+        source="covers the restart of one broker of several",
+        gt=0,
+    )
+
+
+class OverloadSettings(Section):
+    """What happens when more comes than the worker can take (docs/reliability.md)."""
+
+    begin_lag_s: float = setting(
+        30.0,
+        unit="s",
+        why="So far behind on any partition the worker counts as overloaded.",
+        source="findings within seconds are what burnfuse is for; well above a rebalance",
+        gt=0,
+    )
+    end_lag_s: float = setting(
+        5.0, unit="s", why="Below it the worker has caught up.", source="far from where it begins", gt=0
+    )
+    shed: bool = Field(
+        default=True,
+        description="Leave out the second stage (detectors that find nothing within minutes) while overloaded.",
+    )
+
+    @model_validator(mode="after")
+    def _the_end_comes_below(self) -> Self:
+        if self.end_lag_s >= self.begin_lag_s:
+            raise ValueError(f"end_lag_s ({self.end_lag_s}) must be below begin_lag_s ({self.begin_lag_s})")
+        return self
 
 
 def _detector_settings() -> type[Section]:
@@ -378,7 +415,8 @@ class Settings(Section):
     """The whole configuration."""
 
     kafka: KafkaSettings = KafkaSettings()
-    worker: WorkerSettings = WorkerSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    overload: OverloadSettings = OverloadSettings()
     input: InputSettings = InputSettings()
     effective_tokens: EffectiveTokens = EffectiveTokens()
     prices: dict[str, ModelPrice] = Field(default={}, description="Own prices by model name.")

@@ -23,6 +23,7 @@ from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
 from stream.ingest.share import RejectedShare
+from stream.metrics import Metrics
 from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
@@ -112,9 +113,16 @@ class IngestStage:
     """
 
     def __init__(
-        self, topics: Topics, ingest: Ingest, inputs: int, outputs: int, share: RejectedShare | None = None
+        self,
+        topics: Topics,
+        ingest: Ingest,
+        inputs: int,
+        outputs: int,
+        share: RejectedShare | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._topics, self._ingest, self._share = topics, ingest, share
+        self._metrics = metrics or Metrics()
         self._inputs, self._outputs = inputs, outputs
         self._homes, self._told_homes = SlotMap(), False
 
@@ -154,6 +162,7 @@ class IngestStage:
 
     def _taken(self, records: Sequence[Record]) -> tuple[Columns, dict[int, int], list[Message]]:
         columns, rejects = self._ingest.columns(records)
+        self._metrics.rejected(rejects)
         if self._share is not None:
             self._share.add(len(columns), rejects, records)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
@@ -199,8 +208,17 @@ class DetectStage:
         name: Of the partition, e.g. `bf.events/3`: tells apart the stream clocks of partitions.
     """
 
-    def __init__(self, settings: Settings, topics: Topics, scopes: Sequence[Scope], name: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        scopes: Sequence[Scope],
+        name: str,
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._topics, self._name = topics, name
+        self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
@@ -223,6 +241,7 @@ class DetectStage:
             self.take(Packed.decode(value), token)
         except PackedRecordError as error:
             reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
+            self._metrics.rejected([reject])
             return dead_letter(self._topics, reject, self._name)
         return None
 
@@ -234,6 +253,11 @@ class DetectStage:
         """Messages to send, and then the tokens of the records that are done."""
         columns, done = self._sequencer.ready()
         result = self.engine.process(columns)
+        self._metrics.found(result.findings)
+        self._metrics.shed(result.shed)
+        if self._tells_rejects:
+            self._metrics.taken(len(result.accepted))
+            self._metrics.rejected(result.rejects)
         messages = [
             Message(
                 self._topics.findings,
@@ -274,8 +298,8 @@ _kind = msgspec.json.Decoder(_ClockRecord | _FindingRecord)
 class IncidentStage:
     """The findings topic to incidents."""
 
-    def __init__(self, settings: IncidentSettings, topics: Topics) -> None:
-        self._topics = topics
+    def __init__(self, settings: IncidentSettings, topics: Topics, metrics: Metrics | None = None) -> None:
+        self._topics, self._metrics = topics, metrics or Metrics()
         self.incidents = Incidents(settings)
 
     def process(self, value: bytes) -> tuple[list[Change], Message | None]:
@@ -288,5 +312,6 @@ class IncidentStage:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             detail = f"a record on the findings topic cannot be read: {error}"
             reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
+            self._metrics.rejected([reject])
             return [], dead_letter(self._topics, reject, "incidents")
         return [*self.incidents.advance(clock, source), *self.incidents.add(finding, clock, source)], None

@@ -1,4 +1,4 @@
-"""Runs the configured actions for every change of an incident."""
+"""Runs the configured actions for every change of an incident, in turn: for `watch`. The worker has outboxes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from stream.actions.base import Action, Failed, Outcome, Retry, Tools, registered
+from stream.actions.base import Action, Failed, Outcome, Retry, Tools, configured
 from stream.incidents import Incident
 from stream.settings import Settings
 
@@ -22,11 +22,7 @@ class Runner:
         self, settings: Settings, tools: Tools, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._sleep = sleep
-        self._actions: list[Action] = []
-        for name, cls in registered().items():
-            config = getattr(settings.actions, name)
-            if config.enabled:
-                self._actions.append(cls(config, tools))
+        self._actions: list[Action] = [action for action, _ in configured(settings, tools)]
 
     async def act(self, incident: Incident) -> list[Outcome]:
         """Takes every action on an incident; what fails for good is logged."""

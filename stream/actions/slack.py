@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _SIGN = {"warning": ":warning:", "critical": ":rotating_light:"}
 _TEXT_CHARS, _FIELD_CHARS = 2800, 1900  # Slack takes 3,000 and 2,000; our own words need the rest
+_OVER_KEPT = 1000
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -38,6 +39,17 @@ class SlackConfig(ActionConfig):
         source="Slack allows about one message per second and channel; a storm must leave room",
         ge=0,
     )
+    pause_s: float = setting(
+        1.0,
+        unit="s",
+        why="Least time between two messages or edits (of a worker).",
+        source="Slack allows about one message per second and channel",
+        ge=0,
+    )
+
+    @property
+    def least_pause_s(self) -> float:
+        return self.pause_s
 
 
 @register
@@ -61,6 +73,8 @@ class Slack:
         # Without retry handlers: the SDK's own one posts twice when an answer is lost.
         self._client = AsyncWebClient(token, base_url=base_url, timeout=config.timeout_s, retry_handlers=[])
         self._messages: dict[str, _Message] = {}
+        self._over: dict[str, None] = {}
+        """Incidents that are over and told, the latest of them."""
 
     async def execute(self, incident: Incident) -> Outcome:
         message = self._messages.setdefault(incident.id, _Message())
@@ -68,6 +82,9 @@ class Slack:
             outcome = await self._send(incident, message)
         if incident.state == "resolved" and not isinstance(outcome, Retry):
             self._messages.pop(incident.id, None)
+            self._over[incident.id] = None
+            if len(self._over) > _OVER_KEPT:
+                del self._over[next(iter(self._over))]
         return outcome
 
     async def close(self) -> None:
@@ -87,8 +104,9 @@ class Slack:
         }
         try:
             if message.ts is None:
-                if incident.state == "resolved":
-                    return Skipped("it was never posted")
+                # What came and went while Slack was down is told all the same.
+                if incident.merged_into is not None or incident.id in self._over:
+                    return Skipped("it has no message, and is told elsewhere or was told before")
                 answer = await self._client.chat_postMessage(channel=self._config.channel, **content)
                 message.channel, message.ts = answer["channel"], answer["ts"]
             else:
