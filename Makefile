@@ -13,7 +13,8 @@ define need-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types venv lock clean
+SECONDS ?= 60
+.PHONY: help demo test bench fuzz lint types venv lock clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -27,12 +28,15 @@ test: .venv/.dev ## run all tests, with a real Kafka (needs Java 17 and Maven); 
 bench: .cache/bench-venv/.done ## measure speed, latency, scaling, and bars; options go in ARGS="..."
 	@.cache/bench-venv/bin/python -m benchmarks $(ARGS)
 
+fuzz: .venv/.fuzz ## fuzz every decoder for SECONDS=60 each (Linux); what it finds lies in .cache/fuzz
+	@$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
 lint: .venv/.dev ## check style and format
 	@$(BIN)/ruff check . $(SCRIPTS)
 	@$(BIN)/ruff format --check . $(SCRIPTS)
 
 types: .venv/.dev ## check types
-	@$(BIN)/mypy --strict burnfuse detectors stream benchmarks $(SCRIPTS)
+	@$(BIN)/mypy --strict burnfuse detectors stream benchmarks fuzz $(SCRIPTS)
 
 venv: .venv/.server ## make .venv with burnfuse in it
 
@@ -63,6 +67,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c re
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) -e '.[dev]'
 	@touch .venv/.server $@
+
+.venv/.fuzz: .venv/.dev
+	@$(INSTALL) -e '.[fuzz]'
+	@touch $@
 
 # The other stream processors stay out of .venv. Quix Streams wants an older pydantic than requirements.lock has,
 # which nothing measured touches: it takes its place last.

@@ -10,7 +10,7 @@ import numpy as np
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Hashes, Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, Columns
+from stream.columns import MOST_SPENT, NUMBERS, Columns
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
@@ -19,10 +19,6 @@ from stream.ingest.reject import Reason, Reject
 from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
-
-_MOST = 10**14
-"""Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
-still allows must not overflow the sums."""
 
 _SEPARATOR = "\x1f"
 _KINDS = {kind.name.lower(): int(kind) for kind in Kind}
@@ -214,7 +210,7 @@ class Ingest:
             "cached": [-1 if e.cached_input_tokens is None else e.cached_input_tokens for e in events],
             "output": [-1 if e.output_tokens is None else e.output_tokens for e in events],
             "tokens": self._tokens(events),
-            "cost": [min(self._prices.cost(e, float(e.ts)) or 0, _MOST) for e in events],
+            "cost": [min(self._prices.cost(e, float(e.ts)) or 0, MOST_SPENT) for e in events],
             "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
@@ -235,5 +231,5 @@ class Ingest:
         read, cached, written, output = np.array([split(e) for e in events], float).T
         # Term by term: a matrix product rounds differently from one batch size to the next.
         tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
-        thousandths: Ints = np.rint(np.minimum(tokens * 1000, _MOST)).astype(np.int64)
+        thousandths: Ints = np.rint(np.minimum(tokens * 1000, MOST_SPENT)).astype(np.int64)
         return thousandths
