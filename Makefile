@@ -14,7 +14,9 @@ endef
 
 .DEFAULT_GOAL := help
 SECONDS ?= 60
-.PHONY: help demo test bench fuzz lint types venv lock clean
+SEED ?=
+SEEDS ?=
+.PHONY: help demo test bench chaos fuzz lint types venv lock clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -27,6 +29,10 @@ test: .venv/.dev ## run all tests, with a real Kafka (needs Java 17 and Maven); 
 
 bench: .cache/bench-venv/.done ## measure speed, latency, scaling, and bars; options go in ARGS="..."
 	@.cache/bench-venv/bin/python -m benchmarks $(ARGS)
+
+chaos: .venv/.dev ## kill, cut and freeze workers and the broker, by SEEDS=10 seeds or one SEED=17; logs in .cache/chaos
+	@REQUIRE_KAFKA=1 CHAOS_SEED=$(SEED) CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -s tests/chaos -m chaos $(ARGS)
+	@$(BIN)/python tests/chaos/chaos_figures.py
 
 fuzz: .venv/.fuzz ## fuzz every decoder for SECONDS=60 each (Linux); what it finds lies in .cache/fuzz
 	@$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 import detectors
@@ -253,10 +253,42 @@ class KafkaSettings(Section):
         source="covers a producer's linger and a broker's append",
         gt=0,
     )
+    session_timeout_s: float = setting(
+        10.0,
+        unit="s",
+        why="A worker not heard of for so long is taken for dead, and its partitions go to others.",
+        source="Kafka's own default until 3.0: on-call waits seconds, not the 45 s of today's default",
+        ge=1,
+        le=60,
+    )
+    heartbeat_s: float = setting(
+        3.0,
+        unit="s",
+        why="How often a worker says that it lives; at most a third of session_timeout_s.",
+        source="Kafka's own default",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _beats_in_time(self) -> KafkaSettings:
+        if self.heartbeat_s * 3 > self.session_timeout_s:
+            raise ValueError(
+                f"heartbeat_s ({self.heartbeat_s:g} s) must be at most a third of session_timeout_s "
+                f"({self.session_timeout_s:g} s): a lost heartbeat would cost a worker its partitions"
+            )
+        return self
 
 
 class WorkerSettings(Section):
     """The worker as a process."""
+
+    instance_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="Name of this worker, the same after every restart and no other worker's: a restart within "
+        "kafka.session_timeout_s then moves no partitions. None: a worker that stops gives its partitions up at once.",
+    )
 
     health_port: int | None = Field(
         default=None,
