@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -56,11 +58,11 @@ class Proxy:
 
     def _reset(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            _reset(writer)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._mode == "refused":
-            writer.transport.abort()
+            _reset(writer)
             return
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
@@ -77,7 +79,7 @@ class Proxy:
         finally:
             self._writers -= both
             for one in both:
-                one.transport.abort() if self._mode == "refused" else one.close()
+                _reset(one) if self._mode == "refused" else one.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -85,6 +87,12 @@ class Proxy:
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    # Without lingering the other end gets a reset instead of a polite end.
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 @contextlib.contextmanager

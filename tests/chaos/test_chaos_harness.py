@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import socket
 import threading
@@ -136,8 +137,9 @@ def echo() -> Iterator[Proxy]:
             threading.Thread(target=answer, args=(one,), daemon=True).start()
 
     def answer(one: socket.socket) -> None:
-        while data := one.recv(1000):
-            one.sendall(data)
+        with contextlib.suppress(OSError):
+            while data := one.recv(1000):
+                one.sendall(data)
 
     threading.Thread(target=serve, daemon=True).start()
     with proxied(*server.getsockname()) as proxy:
