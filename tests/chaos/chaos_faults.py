@@ -24,6 +24,8 @@ class Fault(ABC):
 
     longest_s: ClassVar[float]
     of_worker: ClassVar[bool] = True
+    recovers_s: ClassVar[float] = 1.0
+    """Time for the target until its next fault."""
     at_once: ClassVar[bool] = False
     """Whether it is over as soon as it begins."""
 
@@ -105,9 +107,10 @@ class Stall(Fault):
 
 
 class BrokerKill(Fault):
-    """The broker is killed, and started again on the same data: a few seconds."""
+    """The broker is killed, and started again on the same data."""
 
     longest_s = 0.5
+    recovers_s = 8.0  # its own start takes seconds
     of_worker = False
 
     def begin(self, world: World) -> None:
@@ -172,6 +175,6 @@ def schedule(seed: int, seconds: float, count: int, workers: int, kinds: Sequenc
         # A broker that is down is nobody's to be cut off from.
         if at < free.get(target, 0.0) or at < free.get(BrokerKill, 0.0):
             continue
-        free[target] = at + lasts + 1.0
+        free[target] = at + lasts + kind.recovers_s
         chosen.append(kind(at, lasts, worker))
     return chosen

@@ -20,7 +20,7 @@ from chaos_world import WORKERS, Broker, TooSlowError, World, until, world
 from kafka_broker import BrokerMissingError
 
 LOGS = Path(".cache/chaos").resolve()
-SECONDS = 12.0
+SECONDS = 10.0
 """How long a stream flows."""
 PATIENCE_S = 60.0
 """How long the end may be waited for."""
@@ -127,6 +127,7 @@ def run(broker: Broker, seed: int, faults: list[Fault], folder: Path) -> list[st
     return differences
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.chaos
 @pytest.mark.kafka
 @pytest.mark.parametrize("seed", SEEDS)
