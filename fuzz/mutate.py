@@ -14,6 +14,8 @@ _ODD: list[Any] = [
 ]  # fmt: skip
 
 _NESTING = 12
+_CONTAINER = 0x80
+"""What msgpack's maps and arrays begin with, or more."""
 
 
 def mutated(data: bytes, shape: str, rng: random.Random) -> bytes | None:
@@ -54,7 +56,9 @@ def _leaf(value: Any, rng: random.Random) -> Any:
 
 
 def _bytes(value: bytes, rng: random.Random) -> bytes:
-    """A column of numbers: mostly one of them changes, and the length stays."""
+    """A page within the page, or a column of numbers, of which mostly one changes while the length stays."""
+    if rng.random() < 0.7 and (page := mutated(value, "msgpack", rng)) is not None and value[0] >= _CONTAINER:
+        return page
     if not value or rng.random() < 0.1:
         return value[: rng.randrange(len(value) + 1)]
     size = rng.choice([1, 2, 4, 8])
