@@ -113,9 +113,10 @@ class Outcome:
     """Records that were there more than once."""
 
     def take_finding(self, told: dict[str, Any]) -> None:
-        if told["id"] in self.findings:
-            self.twice.append(f"finding {told['id']}")
-        self.findings[told["id"]] = {name: value for name, value in told.items() if name not in VARIES}
+        """A record of the findings topic: after a crash it may be there again, and must say the same."""
+        says = {name: value for name, value in told.items() if name not in VARIES}
+        if self.findings.setdefault(told["id"], says) != says:
+            self.twice.append(f"finding {told['id']}, with {_fields(says, self.findings[told['id']])}")
 
     def take_change(self, told: dict[str, Any]) -> None:
         """A change of an incident, as `incident_json` tells it, with its kind."""

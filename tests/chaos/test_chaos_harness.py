@@ -33,8 +33,8 @@ def change_a_field(found: Outcome) -> None:
     next(iter(found.findings.values()))["observed"] = -1.0
 
 
-def find_twice(found: Outcome) -> None:
-    found.take_finding(next(iter(found.findings.values())))
+def find_again_but_differently(found: Outcome) -> None:
+    found.take_finding(next(iter(found.findings.values())) | {"observed": -1.0})
 
 
 def lose_an_incident(found: Outcome) -> None:
@@ -67,7 +67,7 @@ def lose_a_kill_command(found: Outcome) -> None:
     del found.proposals[next(c for c, incident in found.proposals.items() if incident in found.incidents)]
 
 
-DAMAGES = [lose_a_finding, make_up_a_finding, change_a_field, find_twice, lose_an_incident, leave_an_incident_open,
+DAMAGES = [lose_a_finding, make_up_a_finding, change_a_field, find_again_but_differently, lose_an_incident, leave_an_incident_open,
            open_an_incident_twice, post_twice, post_about_another_twice, post_nothing, lose_a_kill_command]  # fmt: skip
 
 
@@ -77,6 +77,12 @@ def test_no_damage_goes_unnoticed(expected: Outcome, damage: Callable[[Outcome],
     assert found.differences(expected) == []
     damage(found)
     assert found.differences(expected)
+
+
+def test_a_finding_may_be_on_its_topic_again_if_it_says_the_same(expected: Outcome) -> None:
+    found = copy.deepcopy(expected)
+    found.take_finding(next(iter(found.findings.values())) | {"clock": 1.0, "source": "elsewhere"})
+    assert found.differences(expected) == []
 
 
 def test_a_reference_with_one_finding_less_is_not_met(expected: Outcome) -> None:
