@@ -19,6 +19,7 @@ PARTS = {
     "throughput": "benchmarks.throughput",
     "latency": "benchmarks.latency",
     "scaling": "benchmarks.scaling",
+    "soak": "benchmarks.soak",
 }
 """Part -> the module that measures it."""
 
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_seconds(options_of)
     options_of.add_argument("--repeats", type=int, default=3, help="of throughput and stages (default: %(default)s)")
     options_of.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
-    options_of.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    options_of.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=[part for part in PARTS if part != "soak"],
+        help="default: all but soak",
+    )
     options = options_of.parse_args(arguments)
 
     common = ["--json", str(options.json)]
@@ -43,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "throughput": [*events, *seconds, *repeats, *(["--only", *options.only] if options.only else [])],
         "latency": [],
         "scaling": [*events, *seconds],
+        "soak": [],
     }
     failed = []
     for part in options.parts:
         say(f"== {part}")
-        command = [sys.executable, "-m", PARTS[part], *common, *given[part]]
+        # Should a client's own code crash, the error says where.
+        command = [sys.executable, "-X", "faulthandler", "-m", PARTS[part], *common, *given[part]]
         code = subprocess.run(command, check=False).returncode
         if code:  # the others are worth having
             say(f"{part} failed: it ended with {code}")

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from tests.slack_server import SlackServer, slack_server_in_a_thread
 _LOOPS_PER_S = 2.0
 _WARM_S = 10.0
 _TOKEN = "xoxb-only-for-benchmarks"  # noqa: S105 - nothing is behind it
-_MAKE_S = 1e-5
-"""What making one event takes at most; it only decides what time the events speak of."""
 _SETTLE_S = 10.0
+_CATCH_UP_S = 120.0
+_HEARTBEATS = 100
+"""Records that may always be on their way on inner topics: they come without events, too."""
 _READY_S = 20.0
 """Until the worker is at work."""
 
@@ -75,17 +77,58 @@ class Arrivals:
                 self.records.append((time.time(), msgspec.json.decode(message.value())))
 
 
-def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """How things stand while the load is sent.
+
+    Attributes:
+        seconds: Since the watching began.
+        lag: Asks how many events were sent and are not done with.
+    """
+
+    seconds: float
+    worker: Process
+    lag: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a worker made of a load.
+
+    Attributes:
+        started: When the first event was sent, s since 1970.
+        handled: Events of the input that the worker has committed.
+        rejected: Events it turned away.
+    """
+
+    load: Load
+    answer: pace.Answer
+    started: float
+    found: Arrivals
+    incidents: Arrivals
+    slack: SlackServer
+    handled: int
+    rejected: int
+
+
+def under_load(
+    rate: float,
+    seconds: float,
+    name: str,
+    options: Mapping[str, Any],
+    look: Callable[[Moment], None] = lambda _: None,
+) -> Outcome:
     """Runs a worker under a steady load.
 
     Args:
         rate: Events per second.
         name: Of the contender; a burnfuse worker.
+        options: Further settings of the worker.
+        look: Called twice a second.
     """
-    events = round(rate * (_WARM_S + seconds))
     load = Load(
-        events=events,
-        start=time.time() + _READY_S + events * _MAKE_S,
+        events=round(rate * (_WARM_S + seconds)),
+        start=time.time() + _READY_S,
         rate=rate,
         loop_every=max(1, round(rate / _LOOPS_PER_S)),
     )
@@ -93,19 +136,46 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
     topic = f"{group}.usage"
     with kafka_broker.running(FOLDER) as broker, slack_server_in_a_thread() as slack:
         actions = {"slack": {"enabled": True, "channel": "#benchmarks", "base_url": slack.url}}
-        options = dict(CONTENDERS[name].options) | {"actions": actions}
-        job = Job(broker.address, topic, group, CORES[0], os.getpid(), options)
+        given = dict(CONTENDERS[name].options) | {"actions": actions} | dict(options)
+        job = Job(broker.address, topic, group, CORES[0], os.getpid(), given)
         os.environ["BURNFUSE_SLACK_TOKEN"] = _TOKEN
         job.make_topics()  # the input topic, too
+
+        read = {topic: kafka_broker.PARTITIONS} | {
+            f"{group}.{part}": job.settings().kafka.partitions for part in CONTENDERS[name].inner
+        }
+
+        def behind(topics: Iterable[str]) -> int:
+            done = broker.committed(group)
+            return sum(sum(broker.ends(each, read[each]).values()) - done.get(each, 0) for each in topics)
+
+        def lag() -> int:
+            return behind([topic])
+
         with (
             running(command(name, job)) as worker,
             Arrivals(broker.address, f"{group}.findings") as found,
             Arrivals(broker.address, f"{group}.incidents") as incidents,
         ):
-            answer = _send(broker, topic, load, worker, seconds)
+            began = time.monotonic()
+            answer = _send(
+                broker, topic, load, worker, lambda: look(Moment(time.monotonic() - began, worker, lag)), seconds
+            )
+            started = time.time() - answer.seconds
+            deadline = time.monotonic() + _CATCH_UP_S
+            while behind(read) > _HEARTBEATS and time.monotonic() < deadline:
+                time.sleep(0.5)
             time.sleep(_SETTLE_S)
+            handled = broker.committed(group).get(topic, 0)
+            rejected = sum(broker.ends(f"{group}.dead", 1).values())
         broker.delete_prefix(group)
-    return _figures(load, answer, found, incidents, slack)
+    return Outcome(load, answer, started, found, incidents, slack, handled, rejected)
+
+
+def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
+    """Measures how late findings are under a steady load; see `under_load`."""
+    done = under_load(rate, seconds, name, {})
+    return _figures(done.load, done.answer, done.found, done.incidents, done.slack)
 
 
 @contextmanager
@@ -117,7 +187,9 @@ def _order(broker: Broker, topic: str, load: Load) -> Iterator[tuple[list[str], 
         yield [sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(order).decode()], out
 
 
-def _send(broker: Broker, topic: str, load: Load, worker: Process, seconds: float) -> pace.Answer:
+def _send(
+    broker: Broker, topic: str, load: Load, worker: Process, look: Callable[[], None], seconds: float
+) -> pace.Answer:
     with (
         _order(broker, topic, load) as (sending, out),
         progress(f"{load.rate:,.0f} events/s, {seconds:.0f} s", load.events) as tell,
@@ -130,6 +202,7 @@ def _send(broker: Broker, topic: str, load: Load, worker: Process, seconds: floa
                 if not out.exists():
                     sender.check()
             tell(sum(broker.ends(topic, kafka_broker.PARTITIONS).values()))
+            look()
             time.sleep(0.5)
         return msgspec.json.decode(out.read_bytes(), type=pace.Answer)
 
@@ -172,6 +245,19 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"n": len(values), "p50": float(p50), "p99": float(p99), "max": max(values)}
 
 
+def measured_rate(path: Path, name: str) -> float:
+    """Events per second that `benchmarks.throughput` measured.
+
+    Raises:
+        MissingError: it was not run yet.
+    """
+    try:
+        return float(results.load(path)["throughput"]["contenders"][name]["rate"]["median"])
+    except KeyError as error:
+        missing = f"{path} holds no throughput of {name}: measure it first, or give --rate"
+        raise MissingError(missing) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options_of = parser("latency", __doc__.splitlines()[0], "--seconds 30 --rate 5000", events=None)
@@ -179,14 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options_of.add_argument("--rate", type=float, help="events/s (default: half of what throughput measured)")
     options_of.add_argument("--only", choices=("burnfuse", "burnfuse-keyed"), default="burnfuse")
     options = options_of.parse_args(arguments)
-    rate = options.rate
-    if rate is None:
-        try:
-            measured = results.load(options.json)["throughput"]["contenders"][options.only]["rate"]["median"]
-        except KeyError as error:
-            missing = f"{options.json} holds no throughput of {options.only}: measure it first, or give --rate"
-            raise MissingError(missing) from error
-        rate = measured / 2
+    rate = options.rate or measured_rate(options.json, options.only) / 2
     figures = run(rate, options.seconds, options.only)
     results.save(options.json, "latency", figures)
     sys.stdout.write(results.text_table(results.LATENCY_HEAD, results.latency_rows(figures)) + "\n")

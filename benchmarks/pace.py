@@ -1,32 +1,38 @@
 """Sends a load at a steady rate, as a process of its own: `python -m benchmarks.pace ORDER`, with JSON.
 
 The moment a record is handed to Kafka's client is its Kafka timestamp. Those of the planted loops' calls are
-written down, because findings are measured from them.
+written down, because findings are measured from them. Events are made by another process, some seconds ahead.
 """
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from confluent_kafka import Producer
 
-from benchmarks.load import Load, chunks, loops
+from benchmarks.load import CHUNK, Load, chunks, loops
 from benchmarks.processes import settle
 
 _STEP_S = 0.005
 _FIRST_S = 1.0
+_AHEAD = 4
+"""Chunks of events that are made before they are sent."""
 
 
 class Order(msgspec.Struct, frozen=True):
     """What to send where.
 
     Attributes:
-        start: When the first event is sent, s since 1970; all events are made before.
+        load: Its start is when the first event is sent, s since 1970.
         out: File that takes the answer.
     """
 
@@ -52,27 +58,50 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def run(order: Order) -> Answer:
-    """Makes all events, waits for their start, and sends each when it is due."""
+    """Sends each event when it is due."""
     load = order.load
-    values = [usage.value for chunk in chunks(load) for usage in chunk]
-    planted = set(np.flatnonzero(loops(load, np.arange(load.events)) >= 0).tolist())
     sent_ms: dict[int, int] = {}
-    producer = Producer({"bootstrap.servers": order.broker, "linger.ms": 5, "log_level": 0})
+    producer = Producer({"bootstrap.servers": order.broker, "linger.ms": 5, "enable.idempotence": True, "log_level": 0})
     places = itertools.cycle(range(order.partitions))
-    # Making the events may have taken longer than thought: nothing is sent in a burst for that.
+    values = _made(load)
+    # Making the first events may have taken longer than thought: nothing is sent in a burst for that.
     start = max(load.start, time.time() + _FIRST_S)
     sent = 0
-    while sent < load.events:
-        due = min(load.events, int((time.time() - start) * load.rate))
-        for i in range(sent, due):
-            now_ms = round(time.time() * 1000)
-            producer.produce(order.topic, values[i], None, next(places), timestamp=now_ms)
-            if i in planted:
-                sent_ms[i] = now_ms
-        sent = max(sent, due)
-        producer.poll(_STEP_S)
+    for chunk in values:
+        planted = set((sent + np.flatnonzero(loops(load, np.arange(sent, sent + len(chunk))) >= 0)).tolist())
+        end, low = sent + len(chunk), sent
+        while sent < end:
+            due = min(end, int((time.time() - start) * load.rate))
+            for i in range(sent, due):
+                now_ms = round(time.time() * 1000)
+                producer.produce(order.topic, chunk[i - low], None, next(places), timestamp=now_ms)
+                if i in planted:
+                    sent_ms[i] = now_ms
+            sent = max(sent, due)
+            producer.poll(_STEP_S)
     producer.flush()
     return Answer(sent_ms, time.time() - start)
+
+
+def _made(load: Load) -> Iterator[list[bytes]]:
+    """All events in chunks; when this returns the first ones, several more are made already."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue(_AHEAD)
+    maker = context.Process(target=_make, args=(load, queue, os.getpid(), min(os.sched_getaffinity(0))), daemon=True)
+    maker.start()
+    while queue.qsize() < min(_AHEAD, -(-load.events // CHUNK)):
+        if not maker.is_alive():
+            raise RuntimeError("the process that makes the events has ended")
+        time.sleep(0.05)
+    return iter(queue.get, None)
+
+
+def _make(load: Load, queue: Any, parent: int, core: int) -> None:
+    settle(core, parent)
+    os.nice(5)  # sending goes first
+    for chunk in chunks(load):
+        queue.put([usage.value for usage in chunk])
+    queue.put(None)
 
 
 if __name__ == "__main__":

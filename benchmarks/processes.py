@@ -86,10 +86,19 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_bytes(pid: int) -> int:
     """The most memory a process has held, bytes."""
+    return _memory(pid, "VmHWM")
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory a process holds, bytes."""
+    return _memory(pid, "VmRSS")
+
+
+def _memory(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"process {pid} tells no peak memory")
+    raise ValueError(f"process {pid} does not tell {name}")
 
 
 def child_named(name: str, parent: int) -> int:

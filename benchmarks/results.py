@@ -214,6 +214,39 @@ def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
     ]
 
 
+SOAK_HEAD = ("what", "figure")
+
+
+def soak_rows(figures: Figures) -> list[tuple[str, ...]]:
+    """One row per thing that must hold."""
+
+    def ms(name: str) -> str:
+        return "" if figures[name] is None else f"{figures[name]:,.0f} ms"
+
+    memory = figures["memory_mb"]
+    return [
+        ("time", f"{figures['seconds']:,.0f} s"),
+        ("events per second, sent", f"{figures['rate_sent']:,.0f}"),
+        ("events sent", f"{figures['events']:,}"),
+        ("events handled", f"{figures['handled']:,}"),
+        ("events turned away", f"{figures['rejected']:,}"),
+        ("loops planted", f"{figures['loops']:,}"),
+        ("loops missed", f"{figures['loops_missed']:,}"),
+        ("loops told more than once", f"{figures['findings_twice']:,}"),
+        ("most memory, MB: first, second, third, last quarter", _quarters(memory)),
+        ("most memory of the last quarter / of the second", f"{figures['memory_ratio']:.2f}"),
+        ("most events behind", f"{max(figures['lag'], default=0):,}"),
+        ("Kafka to finding, p99, all the time", ms("p99_ms")),
+        ("... second quarter", ms("p99_second_quarter_ms")),
+        ("... last quarter", ms("p99_last_quarter_ms")),
+    ]
+
+
+def _quarters(values: Sequence[float]) -> str:
+    size = max(1, -(-len(values) // 4))
+    return ", ".join(f"{max(values[low : low + size]):,.0f}" for low in range(0, len(values), size))
+
+
 DETECTORS_HEAD = ("detector", "µs/event, agents in turn", "events/s", "µs/event, Zipf", "events/s")
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from benchmarks import results, screen
 from benchmarks.load import Load, chunks
 from burnfuse.event import UsageEvent
@@ -27,8 +29,10 @@ from detectors.base import registered
 from stream.clock import SystemClock
 from stream.engine import GRAPH, WATCH
 from stream.ingest.decode import decode_event
+from stream.ingest.distinct import Distinct
 from stream.ingest.hashing import Hasher
 from stream.ingest.ingest import Record
+from stream.ingest.pricing import Used
 from stream.pipeline import make_ingest
 from stream.settings import Settings, default_settings
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, position_name
@@ -129,7 +133,8 @@ def alone(load: Load, batch: Sequence[Record], settings: Settings) -> dict[str, 
     names["model"] = [e.model or "" for e in events]
     run("hash agent, tool, model", lambda: [texts(kind, column) for kind, column in names.items()])
     prices = make_ingest(settings, position_name("usage"), SystemClock(), None)._prices
-    run("price", lambda: [prices.cost(e, load.start) for e in events])
+    ts = np.full(len(events), load.start)
+    run("price", lambda: prices.costs(events, ts, Distinct.of([e.model for e in events]), Used.of(events)))
     return took
 
 

@@ -73,6 +73,9 @@ _decode_page = msgspec.msgpack.Decoder(tuple[str, int, msgspec.Raw]).decode
 _decode_tables = msgspec.msgpack.Decoder(dict[str, TablePage]).decode
 
 
+_WHOLE = {8: np.dtype(np.uint64), 16: np.dtype(np.complex128)}
+
+
 class Table:
     """State in columns: one row per entity, one numpy array per field.
 
@@ -83,6 +86,9 @@ class Table:
     def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
         self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
         self._columns: dict[str, NDArray[Any]] = {}
+        # Vectors as long as a number are moved as one.
+        lengths = {name: dtype.itemsize * width for name, (dtype, _, width) in self._fields.items() if width}
+        self._whole = {name: _WHOLE[length] for name, length in lengths.items() if length in _WHOLE}
         self._rows = 0
         self.reserve(16)
 
@@ -101,19 +107,27 @@ class Table:
 
     def take(self, name: str, rows: Ints) -> NDArray[Any]:
         """`table[name][rows]`, which takes numpy five times as long where each row is a small vector."""
-        return self._columns[name].take(rows, axis=0)
+        column = self._columns[name]
+        if (whole := self._whole.get(name)) is not None:
+            return column.view(whole)[:, 0].take(rows).view(column.dtype).reshape(len(rows), column.shape[1])
+        return column.take(rows, axis=0)
 
     def put(self, name: str, rows: Ints, values: NDArray[Any]) -> None:
         """`table[name][rows] = values` for a column of small vectors: faster one after the other, too."""
         column = self._columns[name]
+        if (whole := self._whole.get(name)) is not None:
+            values = np.ascontiguousarray(values, column.dtype)
+            column.view(whole)[:, 0][rows] = values.view(whole)[:, 0]
+            return
         for i in range(column.shape[1]):
             column[:, i][rows] = values[:, i]
 
     def reserve(self, rows: int) -> None:
-        """Makes sure that rows 0 .. rows - 1 exist; grows by half at least, so growth stays cheap."""
+        """Makes sure that rows 0 .. rows - 1 exist; grows by half at least (large tables by a quarter), so growth
+        stays cheap."""
         if rows <= self._rows:
             return
-        size = max(rows, self._rows + self._rows // 2)
+        size = _grown(self._rows, rows)
         for name, (dtype, blank, width) in self._fields.items():
             column = np.empty((size, width) if width else size, dtype)
             if self._rows:
@@ -155,6 +169,142 @@ class Table:
         self.reserve(int(rows.max(initial=-1)) + 1)
         for name, values in columns.items():
             self._columns[name][rows] = values
+
+
+class Records(Table):
+    """A table whose rows lie in one piece each: all of a row is read, or written, at once.
+
+    Columns are views with gaps; `take` and `reshape` of numpy would copy all of them.
+    """
+
+    def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
+        parts = [(name, f[0], f[2]) if len(f) > 2 else (name, f[0]) for name, f in fields.items()]
+        self._record = np.dtype(parts, align=True)
+        blank = np.zeros(1, self._record)
+        for name, f in fields.items():
+            blank[name] = f[1]
+        # As bytes without a type numpy copies records in one piece, not field by field.
+        self._piece = np.dtype((np.void, self._record.itemsize))
+        self._blank = blank.view(self._piece)
+        self._pieces = np.empty(0, self._piece)
+        super().__init__(fields)
+
+    @property
+    def nbytes(self) -> int:
+        return self._pieces.nbytes
+
+    def gather(self, rows: Ints) -> NDArray[Any]:
+        """(k,) copies of the records of these rows (k,), with the fields of the table."""
+        return self._pieces.take(rows).view(self._record)
+
+    def scatter(self, rows: Ints, records: NDArray[Any]) -> None:
+        """Puts records (k,) as `gather` gives them into these rows (k,)."""
+        self._pieces[rows] = records.view(self._piece)
+
+    def take(self, name: str, rows: Ints) -> NDArray[Any]:
+        values: NDArray[Any] = self._columns[name][rows]
+        return values
+
+    def reserve(self, rows: int) -> None:
+        if rows <= self._rows:
+            return
+        pieces = np.empty(_grown(self._rows, rows), self._piece)
+        pieces[: self._rows] = self._pieces
+        pieces[self._rows :] = self._blank
+        self._pieces, self._rows = pieces, len(pieces)
+        whole = pieces.view(self._record)
+        self._columns = {name: whole[name] for name in self._fields}
+
+    def clear(self, rows: Ints) -> None:
+        self._pieces[rows[rows < self._rows]] = self._blank
+
+
+class Sparse(Table):
+    """A table of which few rows are in use: a row takes memory from when it is opened until it is cleared.
+
+    Columns are asked with places, as `find` and `open` give them, instead of rows.
+    """
+
+    def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
+        self._place = np.full(16, -1, np.int32)
+        self._free: list[int] = []
+        self._open = 0
+        super().__init__(fields)
+        self._columns = {n: np.empty((0, w) if w else 0, dtype) for n, (dtype, _, w) in self._fields.items()}
+
+    @property
+    def rows(self) -> int:
+        return len(self._place)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._place.nbytes
+
+    def find(self, rows: Ints) -> Ints:
+        """(k,) places of rows (k,), -1 for those that are not in use."""
+        return self._place[rows].astype(np.int64)
+
+    def open(self, rows: Ints) -> Ints:
+        """(k,) places of distinct rows (k,); those not in use yet begin blank."""
+        places = self.find(rows)
+        closed = (places < 0).nonzero()[0]
+        if n := len(closed):
+            reused = self._free[-n:]
+            del self._free[-n:]
+            given = np.arange(self._open - len(reused), self._open + n - len(reused))
+            given[: len(reused)] = reused
+            places[closed] = given
+            self._open += n - len(reused)
+            super().reserve(self._open)
+            self._place[rows] = places
+        return places
+
+    def reserve(self, rows: int) -> None:
+        if rows > (before := len(self._place)):
+            place = np.full(_grown(before, rows), -1, np.int32)
+            place[:before] = self._place
+            self._place = place
+
+    def clear(self, rows: Ints) -> None:
+        rows = rows[rows < len(self._place)]
+        places = self.find(rows)
+        rows, places = rows[places >= 0], places[places >= 0]
+        if len(rows):
+            super().clear(places)
+            self._place[rows] = -1
+            self._free += np.unique(places).tolist()
+
+    def dump(self, rows: Ints) -> TablePage:
+        self.reserve(int(rows.max(initial=-1)) + 1)
+        places = self.find(rows)
+        used = places >= 0
+        held: TablePage = {_USED: (used.dtype.str, used.shape, used.tobytes())}
+        return held | super().dump(places[used])
+
+    def decode(self, n: int, page: TablePage) -> dict[str, NDArray[Any]]:
+        kind, shape, raw = page.get(_USED, ("nothing", (), b""))
+        if kind != "|b1" or tuple(shape) != (n,) or len(raw) != n:
+            raise StateError(f"saved field {_USED!r} is {kind}{tuple(shape)}, expected |b1{(n,)}")
+        used = np.frombuffer(raw, np.uint8) != 0
+        fields = {name: value for name, value in page.items() if name != _USED}
+        return {_USED: used} | super().decode(int(used.sum()), fields)
+
+    def write(self, rows: Ints, columns: Mapping[str, NDArray[Any]]) -> None:
+        self.reserve(int(rows.max(initial=-1)) + 1)
+        self.clear(rows)
+        places = self.open(rows[columns[_USED]])
+        super().write(places, {name: value for name, value in columns.items() if name != _USED})
+
+
+_USED = "in use"
+"""What a page of a `Sparse` table holds beside its fields: which of the rows are in use."""
+
+_LARGE = 1 << 16
+
+
+def _grown(before: int, rows: int) -> int:
+    """How many rows to make room for when so many are asked for."""
+    return max(rows, before + before // (4 if before >= _LARGE else 2))
 
 
 # ----------------------------------------------------------------------------------- alert pacing

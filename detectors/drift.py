@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from detectors.base import Detector, DetectorConfig, Spec, Table, register, setting
+from detectors.base import Detector, DetectorConfig, Sparse, Spec, Table, register, setting
 from detectors.moved import Move, adwin, page_hinkley, settled
 from detectors.rounds import bits, lives, segments, ticks
 from detectors.types import EventBatch, Finding, Floats, Ints, Scope
@@ -110,7 +110,7 @@ class Drift(Detector):
         production clients.
     """
 
-    spec: ClassVar[Spec] = Spec("drift", version=2, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("drift", version=3, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = DriftConfig
 
     def __init__(self, config: DriftConfig) -> None:
@@ -128,11 +128,13 @@ class Drift(Detector):
                 "models": (np.uint64, 0),
                 "known_models": (np.uint64, 0),
                 "model_day": (np.int32, -1),
-                "days": (np.uint16, 0, DAYS),
-                **{f"{name}_levels": (np.float32, np.nan, DAYS) for name in LEVELS},
             }
         )
-        self.tables = {"agents": self._table}
+        # Of agents that have closed a day.
+        self._days = Sparse(
+            {"days": (np.uint16, 0, DAYS), **{f"{name}_levels": (np.float32, np.nan, DAYS) for name in LEVELS}}
+        )
+        self.tables = {"agents": self._table, "days": self._days}
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
@@ -213,18 +215,22 @@ class Drift(Detector):
             "uncached": _ln(share),
         }
         kept = row[enough]
+        place = self._days.open(kept)
         for name, values in levels.items():
-            column = table[f"{name}_levels"]
-            column[kept] = np.concatenate([column[kept, 1:], values[enough, None]], axis=1)
-        table["days"][kept] = np.concatenate([table["days"][kept, 1:], table["day"][kept, None]], axis=1)
+            column = self._days[f"{name}_levels"]
+            column[place] = np.concatenate([column[place, 1:], values[enough, None]], axis=1)
+        days = self._days["days"]
+        days[place] = np.concatenate([days[place, 1:], table["day"][kept, None]], axis=1)
         for name in ("sums", "level", "windows", "models"):
             table[name][row] = 0
 
     def _moves(self, batch: EventBatch, i: int, row: int) -> list[Finding]:
-        table = self._table
+        table, place = self._days, int(self._days.find(np.array([row]))[0])
+        if place < 0:
+            return []
         moves = []
         for name in LEVELS:
-            column = table[f"{name}_levels"][row]
+            column = table[f"{name}_levels"][place]
             known = np.flatnonzero(~np.isnan(column))
             move = self.move(column[known].astype(np.float64))
             if move is not None:
@@ -233,10 +239,10 @@ class Drift(Detector):
             return []
         # One cause, one finding: of levels that moved together, the one that moved most is told.
         _, name, move, start = max(moves, key=lambda found: found[0])
-        finding = self._finding(batch, i, row, name, move, int(table["days"][row, start]))
+        finding = self._finding(batch, i, row, name, move, int(table["days"][place, start]))
         # The new level is learned on purpose: what was before it no longer counts.
         for name in LEVELS:
-            table[f"{name}_levels"][row, :start] = np.nan
+            table[f"{name}_levels"][place, :start] = np.nan
         return [finding]
 
     def move(self, levels: Floats) -> Move | None:

@@ -94,16 +94,16 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     _raise(table, "fresh_lull", chosen, block[learn] % LAG, lull[learn])
 
     lowest = np.minimum(lowest, _silence(block, was, minute, use))
-    slot = block % LULLS * UNITS
-    for unit in range(UNITS):
-        column = table["lulls"]
-        column[rows, slot + unit] = np.minimum(column[rows, slot + unit], lowest[:, unit])
+    pairs = table["lulls"].view(np.uint64)
+    slot = block % LULLS
+    pairs[rows, slot] = (
+        np.minimum(pairs[rows, slot].view(np.float32).reshape(-1, UNITS), lowest).astype(np.float32).view(np.uint64)[:, 0]
+    )
     table.put("lull", rows, np.minimum(lull, lowest))
     _move_on(table, rows, was, minute, use)
     faded = (np.log(2) * 60 / memory_s * gap).astype(np.float32)
     for name in ("high", "lull_high"):
-        for unit in range(UNITS):
-            table[name][rows, unit] -= faded
+        table.put(name, rows, table.take(name, rows) - faded[:, None])
     table.put("last_use", rows, use * (gap == 1)[:, None])
     table["open_use"][rows] = 0
     table["minute"][rows] = minute
@@ -112,9 +112,11 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
 def _raise(table: Table, name: str, rows: Ints, slot: Ints, values: Values) -> None:
     """Keeps the highest values (k, UNITS) in a ring."""
     column = table[name]
-    flat, place = column.reshape(-1), rows * column.shape[1] + slot * UNITS
-    for unit in range(UNITS):
-        flat[place + unit] = np.maximum(flat[place + unit], values[:, unit])
+    # Both units as one number: they are moved, not counted with.
+    pairs = column.view(np.uint64).reshape(-1)
+    place = rows * (column.shape[1] // UNITS) + slot
+    highest = np.maximum(pairs[place].view(np.float32).reshape(-1, UNITS), values)
+    pairs[place] = highest.astype(np.float32).view(np.uint64)[:, 0]
 
 
 def _ring(table: Table, name: str) -> Values:

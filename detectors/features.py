@@ -23,6 +23,7 @@ answer: tokens written per token read. tools: different tools called. novelty: s
 RECENT = 8
 """Pairs remembered per agent."""
 
+_LLM, _TOOL = int(Kind.LLM), int(Kind.TOOL)
 _SUMS = ("calls", "failed", "sized", "pairs", "fresh", "tokens", "cost", "input", "output", "read", "cached")
 
 
@@ -53,7 +54,7 @@ class Windows:
             (m,) positions of the events that closed a window, (m, len(FEATURES)) what the windows were like.
         """
         table = self.table
-        order, calls = np.argsort(row, kind="stable"), (batch.kind == Kind.LLM) | (batch.kind == Kind.TOOL)
+        order, calls = np.argsort(row, kind="stable"), (batch.kind == _LLM) | (batch.kind == _TOOL)
         at = order[calls[order]]
         if not len(at):
             return at, np.empty((0, len(FEATURES)))

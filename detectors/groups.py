@@ -74,8 +74,9 @@ def advance(table: Table, rows: Ints, ts: Floats, sender: Hashes, receiver: Hash
 
 def fruitful(table: Table, rows: Ints, agents: Hashes) -> None:
     """These agents (k,) brought something new to their tasks (k,): what they said and heard was not in vain."""
-    hit = (table["member"][rows] == agents[:, None]) & (agents != UNKNOWN)[:, None]
-    known = np.flatnonzero(hit.any(axis=1))
+    hit = table.take("member", rows) == agents[:, None]
+    # MEMBERS truth values at once.
+    known = ((hit.view(np.uint64)[:, 0] != 0) & (agents != UNKNOWN)).nonzero()[0]
     _silence(table, rows[known], hit[known].argmax(axis=1))
 
 
@@ -85,6 +86,16 @@ def closed(talk: Talk) -> tuple[Ints, Floats, Floats]:
     Returns:
         (k,) its members, 0 if there is none; (k,) messages within it; (k,) share of all messages to it.
     """
+    k, m = len(talk), talk.shape[1]
+    sizes, most, share = np.zeros(k, np.int64), np.zeros(k), np.zeros(k)
+    # Three agents that all hear from each other need three of them to write.
+    some = ((talk > _EDGE).sum(axis=(1, 2)) >= 3).nonzero()[0]
+    if len(some):
+        sizes[some], most[some], share[some] = _closed(talk[some])
+    return sizes, most, share
+
+
+def _closed(talk: Talk) -> tuple[Ints, Floats, Floats]:
     m = talk.shape[1]
     reach = (talk > _EDGE) | np.eye(m, dtype=bool)
     for _ in range(int(m - 1).bit_length()):
@@ -107,11 +118,13 @@ def closed(talk: Talk) -> tuple[Ints, Floats, Floats]:
 
 def _place(table: Table, rows: Ints, agents: Hashes, now: Ints) -> Ints:
     """(k,) places of agents among the members of their tasks; who is new takes the place unheard of for longest."""
-    member = table["member"][rows]
+    member = table.take("member", rows)
     hit = member == agents[:, None]
-    known = hit.any(axis=1)
-    place: Ints = np.where(known, hit.argmax(axis=1), table["heard"][rows].argmin(axis=1))
-    _silence(table, rows[~known], place[~known])
+    place: Ints = hit.argmax(axis=1)
+    new = (hit.view(np.uint64)[:, 0] == 0).nonzero()[0]
+    if len(new):
+        place[new] = table["heard"][rows[new]].argmin(axis=1)
+        _silence(table, rows[new], place[new])
     table["member"][rows, place] = agents
     table["heard"][rows, place] = now
     return place
@@ -119,6 +132,8 @@ def _place(table: Table, rows: Ints, agents: Hashes, now: Ints) -> Ints:
 
 def _silence(table: Table, rows: Ints, place: Ints) -> None:
     """Forgets what the members at these places said and heard."""
+    if not len(rows):
+        return
     across = np.arange(MEMBERS)
     table["talk"][rows[:, None], place[:, None] * MEMBERS + across] = 0.0
     table["talk"][rows[:, None], across * MEMBERS + place[:, None]] = 0.0

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import ALARM_FIELDS, Table, levels, pace_in_order
+from detectors.base import ALARM_FIELDS, Sparse, Table, levels, pace_in_order
 from detectors.rounds import changes, rounds, running, segments, sizes, ticks
 from detectors.types import EventBatch, Floats, Ints, Kind, Scope
 
 CONTEXT_S = 1800.0
 """Time constant of the count of calls with a large context."""
+_LLM, _OUTCOME = int(Kind.LLM), int(Kind.OUTCOME)
 _DAY_S, _HOUR_S = 86400.0, 3600.0
 _CONTEXT_DAYS = 2
 _FADE_PER_OUTCOME = 0.99
@@ -80,18 +81,18 @@ class Limits:
                 **ALARM_FIELDS,
             }
         )
-        self.hours = Table({"hour": (np.int32, -1), "cost": (np.int64, 0), **ALARM_FIELDS})
-        self.tables = {"contexts": self.contexts, "outcomes": self.outcomes, "hours": self.hours}
+        self.hours = Sparse({"hour": (np.int32, -1), "cost": (np.int64, 0), **ALARM_FIELDS})
+        self.tables: dict[str, Table] = {"contexts": self.contexts, "outcomes": self.outcomes, "hours": self.hours}
 
     def update(self, batch: EventBatch, order: Ints) -> list[Excess]:
         """Takes in events, of which none follows on another life of its row; `order`: (n,) them row by row."""
         kind = batch.kind[order]
-        llm = kind == Kind.LLM
+        llm = kind == _LLM
         found: list[Excess] = []
         calls = order[llm & (batch.input[order] > 0)]
         if len(calls):
             found += self._context(batch, calls)
-        steps = order[llm | (kind == Kind.OUTCOME)]
+        steps = order[llm | (kind == _OUTCOME)]
         if len(steps):
             found += self._without_outcome(batch, steps)
         if self._settings.hour_usd > 0:
@@ -196,7 +197,7 @@ class Limits:
     def _without_outcome(self, batch: EventBatch, steps: Ints) -> Iterator[Excess]:
         """Takes in model calls and outcomes: of each agent at once what lies between two outcomes."""
         table, entity = self.outcomes, batch.entities[Scope.AGENT]
-        row, done = entity.row[steps], batch.kind[steps] == Kind.OUTCOME
+        row, done = entity.row[steps], batch.kind[steps] == _OUTCOME
         # A task begins with the outcome of the one before, or goes on from the batch before.
         begins = changes(row) | done
         starts = np.flatnonzero(begins)
@@ -275,7 +276,10 @@ class Limits:
 
     def _hour(self, batch: EventBatch, at: Ints) -> Iterator[Excess]:
         table, budget = self.hours, self._settings.hour_usd
-        rows = batch.entities[Scope.AGENT].row[at]
+        # Where no budget is set, nothing is kept.
+        row = batch.entities[Scope.AGENT].row[at]
+        table.open(row[changes(row)])
+        rows = table.find(row)
         parts = segments(rows, ticks(batch.ts[at], _HOUR_S), table["hour"])
         before = np.empty(len(parts.row), np.int64)
         cost = parts.sums(batch.cost[at])

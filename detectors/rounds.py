@@ -39,7 +39,9 @@ def ticks(ts: Floats, length_s: float) -> Ints:
     >>> ticks(np.array([59.9, 60.0]), 60.0).tolist()
     [0, 1]
     """
-    return np.floor(np.clip(ts, 0, _LAST_S) / length_s).astype(np.int64)
+    # Of what is not negative the whole part is the floor.
+    number: Ints = (np.minimum(np.maximum(ts, 0.0), _LAST_S) / length_s).astype(np.int64)
+    return number
 
 
 @dataclass(frozen=True, slots=True)

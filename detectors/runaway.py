@@ -17,6 +17,7 @@ from detectors.base import (
     FleetFigures,
     LogGrid,
     ScoreGrid,
+    Sparse,
     Spec,
     StateError,
     Table,
@@ -46,6 +47,7 @@ RESULTS = 4
 STATES = ("warming up", "young", "ready")
 """What is known of an agent: no range of its own yet; one that the cold-start rule guards; one of its own."""
 
+_TOOL = int(Kind.TOOL)
 _DAY = 1440
 _CLEARLY = 0.1
 """Nats by which dollars must say more than tokens."""
@@ -384,7 +386,7 @@ class Runaway(Detector):
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
 
-    spec: ClassVar[Spec] = Spec("runaway", version=3, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("runaway", version=4, scope=Scope.AGENT)
     Config: ClassVar[type[DetectorConfig]] = RunawayConfig
 
     def __init__(self, config: RunawayConfig) -> None:
@@ -400,24 +402,34 @@ class Runaway(Detector):
                 "day": (np.int32, -1),
                 "day_score": (np.float32, 0.0),
                 "day_excess": (np.float32, -1.0),
-                # The open half hour, and the levels (mean ln of tokens per active minute) of those before.
+                # The open half hour; the level of one is the mean ln of tokens per active minute.
                 "window_sum": (np.float32, 0.0),
                 "window_minutes": (np.int32, 0),
-                "levels": (np.float32, np.nan, WINDOWS),
-                # The alarm, and the highest ln S and ln L while it lasts.
-                "since": (np.float64, np.nan),
+                "since": (np.float64, np.nan),  # when the alarm began
+                "results": (np.uint64, UNKNOWN, RESULTS),
+                "result_ts": (np.float64, np.nan),
+            }
+        )
+        # Of agents that have closed a half hour.
+        self._windows = Sparse({"levels": (np.float32, np.nan, WINDOWS)})
+        # Of agents that have had an alarm: it, and the highest ln S and ln L while it lasts.
+        self._alarms = Sparse(
+            {
                 "since_tokens": (np.int64, 0),
                 "since_cost": (np.int64, 0),
                 "last_over": (np.float64, -np.inf),
-                "alarm_high": (np.float32, -np.inf, UNITS),
-                "alarm_lull": (np.float32, -np.inf, UNITS),
-                "results": (np.uint64, UNKNOWN, RESULTS),
-                "result_ts": (np.float64, np.nan),
+                "high": (np.float32, -np.inf, UNITS),
+                "lull": (np.float32, -np.inf, UNITS),
                 **ALARM_FIELDS,
             }
         )
         self._rules = Rules(LimitSettings(**{f.name: getattr(config, f.name) for f in fields(LimitSettings)}))
-        self.tables = {"agents": self._table, **self._rules.tables}
+        self.tables = {
+            "agents": self._table,
+            "windows": self._windows,
+            "alarms": self._alarms,
+            **self._rules.tables,
+        }
         self._sums = np.zeros((UNITS, LogGrid.BINS), np.int64)
         self._day_scores = DayMaxima(ScoreGrid.BINS)
         self._day_excess = DayMaxima(LogGrid.BINS)
@@ -520,7 +532,7 @@ class Runaway(Detector):
     def _hear(self, batch: EventBatch, order: Ints) -> _Heard:
         """Remembers when a tool last gave a result unlike the few before it."""
         table, row = self._table, batch.entities[self.spec.scope].row
-        told = order[((batch.kind == Kind.TOOL) & (batch.result != UNKNOWN) & ~batch.failed)[order]]
+        told = order[((batch.kind == _TOOL) & (batch.result != UNKNOWN) & ~batch.failed)[order]]
         new = told[unlike_recent(table["results"], row[told], batch.result[told])]
         before = table["result_ts"].take(row[new])
         np.fmax.at(table["result_ts"], row[new], batch.ts[new])
@@ -640,7 +652,7 @@ class Runaway(Detector):
             base: (k, UNITS) use of the second before the segment.
             open_use: (k, UNITS) use of the minute before the segment.
         """
-        batch, table, fleet, config = stretch.batch, self._table, self._fleet, self.config
+        batch, table, alarms, fleet, config = stretch.batch, self._table, self._alarms, self._fleet, self.config
         entity = batch.entities[self.spec.scope]
         of, inside = stretch.parts.events(chosen)
         at = stretch.at[inside]
@@ -655,12 +667,14 @@ class Runaway(Detector):
             return []
         _, first = np.unique(of[over], return_index=True)
         first = over[first]
-        table["last_over"][rows[first]] = now[first]
+        opened = alarms.open(rows[first])
+        alarms["last_over"][opened] = now[first]
         starts = first[np.isnan(table["since"][rows[first]])]
         begun, i = rows[starts], at[starts]
         table["since"][begun] = now[starts]
-        table["since_tokens"][begun] = entity.tokens[i] - batch.tokens[i]
-        table["since_cost"][begun] = entity.cost[i] - batch.cost[i]
+        place = alarms.find(begun)
+        alarms["since_tokens"][place] = entity.tokens[i] - batch.tokens[i]
+        alarms["since_cost"][place] = entity.cost[i] - batch.cost[i]
         # What led up to the alarm is part of it.
         table["fresh"][begun] = table["fresh_lull"][begun] = -np.inf
 
@@ -669,7 +683,9 @@ class Runaway(Detector):
         np.maximum.at(table["day_excess"], rows_over, (excess * 1e6).astype(np.float32))
         level = 1 + ((rated.score[over] > critical[over]) & (rated.states[over] == 2))
         level = np.where(excess >= fleet.excess_usd, level, 0)
-        speak = pace_in_order(table, rows_over, level, now[over], repeat_s=config.repeat_s, rearm_s=config.rearm_s)
+        speak = pace_in_order(
+            alarms, alarms.find(rows_over), level, now[over], repeat_s=config.repeat_s, rearm_s=config.rearm_s
+        )
         found = []
         for j in speak.tolist():
             k = int(over[j])
@@ -712,16 +728,17 @@ class Runaway(Detector):
         burns = rows[~calm]
         use = (table.take("open_use", burns) / 1e3).astype(np.float32)
         lull = lull_now(table.take("lull", burns), use, table.take("last_use", burns))
-        table["alarm_high"][burns] = np.maximum(table["alarm_high"][burns], ln_fast[~calm])
-        table["alarm_lull"][burns] = np.maximum(table["alarm_lull"][burns], lull)
+        alarms, place = self._alarms, self._alarms.find(burns)
+        alarms["high"][place] = np.maximum(alarms["high"][place], ln_fast[~calm])
+        alarms["lull"][place] = np.maximum(alarms["lull"][place], lull)
 
     def _excess_usd(self, rows: Ints, tokens: Ints, cost: Ints, now: Floats) -> Floats:
         """(k,) dollars beyond the agent's usual use since its alarm began."""
-        table = self._table
+        table, alarms, place = self._table, self._alarms, self._alarms.find(rows)
         minutes = (now - table["since"][rows]) / 60
         usual = np.expm1(table.take("usual", rows).astype(np.float64)) / 1e6
-        spent = (cost - table["since_cost"][rows]) / 1e9
-        by_tokens = (tokens - table["since_tokens"][rows]) / 1e9 - usual[:, TOKENS] * minutes
+        spent = (cost - alarms["since_cost"][place]) / 1e9
+        by_tokens = (tokens - alarms["since_tokens"][place]) / 1e9 - usual[:, TOKENS] * minutes
         by_cost = spent - usual[:, MONEY] * minutes
         excess: Floats = np.maximum(0.0, np.where(spent > 0, by_cost, by_tokens * self.config.usd_per_million))
         return excess
@@ -747,7 +764,9 @@ class Runaway(Detector):
                 return
         learn = np.isnan(table["since"][rows])
         if not learn.all():
-            calm = ~learn & (now - table["last_over"][rows] >= config.calm_s)
+            # What is read for agents without an alarm does not count.
+            last_over = self._alarms["last_over"][self._alarms.find(rows)]
+            calm = ~learn & (now - last_over >= config.calm_s)
             self._end_alarms(rows[calm])
             self._close_windows(rows, minute, now)
             # The minute that ends an alarm may be the one that raised it: it is learned only as a new level.
@@ -784,13 +803,13 @@ class Runaway(Detector):
         table["day_excess"][rows] = -1.0
 
     def _end_alarms(self, rows: Ints) -> None:
-        table = self._table
-        for highest, seen in (("high", "alarm_high"), ("lull_high", "alarm_lull")):
+        table, alarms, place = self._table, self._alarms, self._alarms.find(rows)
+        for highest, seen in (("high", "high"), ("lull_high", "lull")):
             table[highest][rows] = np.maximum(
                 table[highest][rows],
-                np.minimum(table[seen][rows], table[highest][rows] + np.float32(math.log(self.config.habit))),
+                np.minimum(alarms[seen][place], table[highest][rows] + np.float32(math.log(self.config.habit))),
             )
-            table[seen][rows] = -np.inf
+            alarms[seen][place] = -np.inf
         table["since"][rows] = np.nan
 
     def _close_windows(self, rows: Ints, minute: Ints, now: Ints) -> None:
@@ -807,17 +826,22 @@ class Runaway(Detector):
         if not len(closing):
             return
         level = table["window_sum"][closing] / table["window_minutes"][closing]
-        table["levels"][closing] = np.concatenate([table["levels"][closing][:, 1:], level[:, None]], axis=1)
+        levels, place = self._windows, self._windows.open(closing)
+        levels["levels"][place] = np.concatenate([levels["levels"][place][:, 1:], level[:, None]], axis=1)
         table["window_sum"][closing] = 0.0
         table["window_minutes"][closing] = 0
         # At most once per half hour, and only for alarms that are hours old.
-        for row in closing[now - table["since"][closing] >= self.config.relearn_s]:
+        old = now - table["since"][closing] >= self.config.relearn_s
+        if not old.any():
+            return
+        alarms = self._alarms
+        for row, window, place in zip(closing[old], place[old], alarms.find(closing[old]), strict=True):
             # Who was flagged before it had a range has no old level to have moved from.
             new = table["active_minutes"][row] < self.config.ready_minutes
-            if new or self._moved(table["levels"][row]):
+            if new or self._moved(levels["levels"][window]):
                 table["since"][row] = np.nan
-                table["high"][row], table["lull_high"][row] = table["alarm_high"][row], table["alarm_lull"][row]
-                table["alarm_high"][row] = table["alarm_lull"][row] = -np.inf
+                table["high"][row], table["lull_high"][row] = alarms["high"][place], alarms["lull"][place]
+                alarms["high"][place] = alarms["lull"][place] = -np.inf
                 table["active_minutes"][row] = max(table["active_minutes"][row], self.config.ready_minutes)
 
     def _moved(self, levels: Floats) -> bool:
@@ -846,9 +870,10 @@ class Runaway(Detector):
             if not burst:
                 expected = math.expm1(max(table["lull_high"][row, unit], table["usual"][row, unit]))
             what = f"has used {observed * (1 if burst else STEADY) / usual:.0f}x its usual {of}"
+        alarms, place = self._alarms, int(self._alarms.find(np.array([row]))[0])
         spend = _Spend(
-            tokens=(int(entity.tokens[i]) - int(table["since_tokens"][row])) / 1e3,
-            dollars=(int(entity.cost[i]) - int(table["since_cost"][row])) / 1e9,
+            tokens=(int(entity.tokens[i]) - int(alarms["since_tokens"][place])) / 1e3,
+            dollars=(int(entity.cost[i]) - int(alarms["since_cost"][place])) / 1e9,
             minutes=max(0.0, now - since) / 60,
         )
         heard = "" if math.isnan(news) else f"; last new result {max(0.0, now - news) / 60:.0f} min ago"

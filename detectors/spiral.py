@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -16,6 +16,7 @@ from detectors.base import (
     DetectorConfig,
     FleetFigures,
     LogGrid,
+    Sparse,
     Spec,
     StateError,
     Table,
@@ -27,11 +28,10 @@ from detectors.base import (
     severity_of,
 )
 from detectors.reproduction import FIELDS, advance
-from detectors.rounds import rounds
+from detectors.rounds import changes, lives, rounds
 from detectors.types import (
     UNKNOWN,
     Bools,
-    Entity,
     EventBatch,
     Finding,
     Floats,
@@ -60,6 +60,8 @@ PERIODS = (3, 4, 5)
 
 TOLD = 256
 """Agents, and kinds of tasks, of which a partition tells the fleet: a few hundred kB at most."""
+
+_TOOL, _MESSAGE = int(Kind.TOOL), int(Kind.MESSAGE)
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio (Knuth, TAOCP 6.4): tells the parts of a joined hash apart."""
@@ -353,7 +355,7 @@ class Spiral(Detector):
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
-    spec: ClassVar[Spec] = Spec("spiral", version=3, scope=Scope.ROOT)
+    spec: ClassVar[Spec] = Spec("spiral", version=4, scope=Scope.ROOT)
     Config: ClassVar[type[DetectorConfig]] = SpiralConfig
 
     def __init__(self, config: SpiralConfig) -> None:
@@ -386,12 +388,18 @@ class Spiral(Detector):
                 "kind": (np.uint64, 0),
                 "usual_tokens": (np.float64, np.inf),
                 "usual_messages": (np.float64, np.inf),
+                "results": (np.uint64, 0, RECENT),
+                "since": (np.float64, np.nan),
+            }
+        )
+        # Of trees in which messages are written.
+        self._talks = Sparse(
+            {
                 "path": (np.uint64, 0, max(PERIODS)),
                 "circling": (np.int32, 0, len(PERIODS)),
                 "contents": (np.uint64, 0, RECENT),
                 "asked": (np.uint64, 0, RECENT),
-                "results": (np.uint64, 0, RECENT),
-                "since": (np.float64, np.nan),
+                **groups.FIELDS,
             }
         )
         # One alarm per rule, so that a deep tree does not hide a fan-out.
@@ -399,40 +407,49 @@ class Spiral(Detector):
         of_talk = ("ping_pong", "handoffs", "circle", "verbatim", "closed_group")
         self._alarms = {rule: Table(ALARM_FIELDS) for rule in (*of_starts, *of_talk, "amplification")}
         self._growth = Table(FIELDS)
-        self._groups = Table(groups.FIELDS)
         # Agent that begins trees -> runs of its latest trees; the agent unheard of for longest goes first.
         self._sizes: dict[int, list[int]] = {}
         # Kind of task -> tokens and messages of its latest tasks, in bins of `LogGrid`.
         self._tasks: dict[int, tuple[list[int], list[int]]] = {}
-        self.tables = {"trees": self._tree, "growth": self._growth, "groups": self._groups} | self._alarms
+        self.tables = {"trees": self._tree, "growth": self._growth, "talks": self._talks} | self._alarms
         self._fleet = FleetFigures()
         self._usual_runs: dict[int, float] = {}
         self._usual_task: dict[int, tuple[float, float] | None] = {}
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
-        entity = batch.entities[self.spec.scope]
         if not len(batch):
             return ()
-        self.reserve(int(entity.row.max()) + 1)
-        is_message = (batch.kind == Kind.MESSAGE) & (batch.receiver != UNKNOWN)
-        is_result = (batch.kind == Kind.TOOL) & (batch.result != UNKNOWN)
+        self.reserve(int(batch.entities[self.spec.scope].row.max()) + 1)
+        return [finding for part in lives(batch, self.spec.scope) for _, finding in self._update(part)]
+
+    def _update(self, batch: EventBatch) -> list[tuple[int, Finding]]:
+        """What is found in events of which none follows on another life of its row."""
+        entity = batch.entities[self.spec.scope]
+        if entity.new.any():
+            # Nothing is learned here: when this happens among trees depends on how batches are cut.
+            super().forget(entity.row[entity.new])
+        self._begin(batch)
+        is_message = (batch.kind == _MESSAGE) & (batch.receiver != UNKNOWN)
+        is_result = (batch.kind == _TOOL) & (batch.result != UNKNOWN)
+        usual = self._tree["usual_tokens"][entity.row]
+        judged = np.isfinite(usual)
+        acts = is_message | is_result | batch.spawned
+        if judged.any():
+            acts |= entity.tokens / 1e3 >= self.config.amplification_warning * usual
         found: list[tuple[int, Finding]] = []
-        acts = np.flatnonzero(is_message | is_result | batch.spawned | self._matters(entity))
-        for part in rounds(entity.row[acts]):
-            at = acts[part]
-            rows = entity.row[at]
-            if entity.new[at].any():
-                # Nothing is learned here: when this happens among trees depends on how batches are cut.
-                super().forget(rows[entity.new[at]])
-            self._begin(batch, at)
-            self._results(batch, at[is_result[at]])
-            found += self._spawns(batch, at[batch.spawned[at]])
-            found += self._messages(batch, at[is_message[at]])
-            found += self._closed_groups(batch, at[is_message[at]])
-            found += self._amplified(batch, at)
+        for results, at in _phases(entity.row, acts.nonzero()[0], is_message | batch.spawned | judged):
+            for part in rounds(entity.row[results]):
+                self._results(batch, results[part])
+            if len(at):
+                self._results(batch, at[is_result[at]])
+                found += self._spawns(batch, at[batch.spawned[at]])
+                told = at[is_message[at]]
+                found += self._messages(batch, told)
+                found += self._closed_groups(batch, told)
+                found += self._amplified(batch, at)
         self._tree["spent"][entity.row] = entity.tokens  # of several in a row the last one stays
         found.sort(key=lambda pair: pair[0])
-        return [finding for _, finding in found]
+        return found
 
     def forget(self, rows: Ints) -> None:
         """A tree that ends tells how large the trees of the agent that began it become."""
@@ -502,21 +519,14 @@ class Spiral(Detector):
             self._usual_task[kind] = (tokens, messages) if enough else None
         return self._usual_task[kind]
 
-    def _matters(self, entity: Entity) -> Bools:
-        """(n,) which events change or tell something by when they come: of a tree that begins, all of them."""
-        begins = (self._tree["entry"][entity.row] == UNKNOWN) | entity.new
-        begins |= entity.tokens / 1e3 >= self.config.amplification_warning * self._tree["usual_tokens"][entity.row]
-        known = np.zeros(self._tree.rows, bool)
-        known[entity.row[begins]] = True
-        return known[entity.row]
-
-    def _begin(self, batch: EventBatch, at: Ints) -> None:
-        """Trees whose first event this is: who began them, and what is usual for it."""
-        rows = batch.entities[self.spec.scope].row[at]
-        first = self._tree["entry"][rows] == UNKNOWN
-        if not first.any():
+    def _begin(self, batch: EventBatch) -> None:
+        """Trees whose first event is among these: who began them, and what is usual for it."""
+        every = batch.entities[self.spec.scope].row
+        unknown = (self._tree["entry"][every] == UNKNOWN).nonzero()[0]
+        if not len(unknown):
             return
-        rows, at = rows[first], at[first]
+        rows, first = np.unique(every[unknown], return_index=True)
+        at = unknown[first]
         entry = batch.sender[at]
         kind = _joined(entry, batch.group[at])
         self._tree["entry"][rows], self._tree["kind"][rows], self._tree["since"][rows] = entry, kind, batch.ts[at]
@@ -645,18 +655,19 @@ class Spiral(Detector):
         same_way = (sender == tree["sender"][rows]) & (receiver == tree["receiver"][rows])
         pair = answer | same_way
         hops = np.where(pair, tree["hops"][rows] + answer, 1)
-        said = self._remember("contents", rows, content)
+        talk = self._talks.open(rows)
+        said = self._remember(self._talks, "contents", talk, content)
         echoes = np.where(pair, tree["echoes"][rows] + (answer & said), 0)
         # A turn is taken by whom the last message was for; who writes to several at once takes one turn.
         again = np.where(sender == tree["sender"][rows], tree["turns"][rows], 1)
         turns = np.where(sender == last_receiver, tree["turns"][rows] + 1, again)
         tree["turns"][rows] = turns
         # The same words to the same agent again, whoever spoke in between.
-        asked = self._remember("asked", rows, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
+        asked = self._remember(self._talks, "asked", talk, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
         repeats = tree["repeats"][rows] + asked
         tree["repeats"][rows] = repeats
         tree["messages"][rows] += 1
-        period = self._circle(rows, _joined(sender, receiver), sender == last_receiver, turns)
+        period = self._circle(talk, _joined(sender, receiver), sender == last_receiver, turns)
         tree["sender"][rows], tree["receiver"][rows] = sender, receiver
         tree["hops"][rows], tree["echoes"][rows] = hops, echoes
 
@@ -722,7 +733,8 @@ class Spiral(Detector):
         if not len(at):
             return []
         config, rows = self.config, batch.entities[self.spec.scope].row[at]
-        size, inside, share = groups.advance(self._groups, rows, batch.ts[at], batch.sender[at], batch.receiver[at])
+        talk = self._talks.find(rows)
+        size, inside, share = groups.advance(self._talks, talk, batch.ts[at], batch.sender[at], batch.receiver[at])
         # Where agents take turns, the rules on turns tell it, and sooner; where it is known what caused what,
         # the reproduction number does, and better.
         told = (self._tree["turns"][rows] >= config.handoffs_warning) | self._tree["caused"][rows]
@@ -739,13 +751,13 @@ class Spiral(Detector):
             found.append((i, self._finding(batch, i, "closed_group", level, n, limits[0], "messages", what, members)))
         return found
 
-    def _circle(self, rows: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
+    def _circle(self, talk: Ints, hop: Hashes, passed_on: Bools, turns: Ints) -> Ints:
         """Length of the circle in which all turns were taken, or 0."""
-        path, circling = self._tree["path"][rows], self._tree["circling"][rows]
+        path, circling = self._talks["path"][talk], self._talks["circling"][talk]
         before = path[:, [period - 1 for period in PERIODS]]
         circling = np.where((before == hop[:, None]) & passed_on[:, None], circling + 1, 0)
-        self._tree["path"][rows] = np.concatenate([hop[:, None], path[:, :-1]], axis=1)
-        self._tree["circling"][rows] = circling
+        self._talks["path"][talk] = np.concatenate([hop[:, None], path[:, :-1]], axis=1)
+        self._talks["circling"][talk] = circling
         periods = np.array(PERIODS)
         whole = (circling > 0) & (circling + periods >= turns[:, None])
         return np.where(whole.any(axis=1), periods[whole.argmax(axis=1)], 0)
@@ -778,35 +790,45 @@ class Spiral(Detector):
         if not len(at):
             return
         rows = batch.entities[self.spec.scope].row[at]
-        new = ~self._remember("results", rows, batch.result[at])
-        fresh = rows[new]
-        groups.fruitful(self._groups, fresh, batch.sender[at][new])
-        self._tree["hops"][fresh] = 0
-        self._tree["echoes"][fresh] = 0
-        self._tree["turns"][fresh] = 0
-        self._tree["repeats"][fresh] = 0
-        self._tree["base"][fresh] = self._tree["depth"][fresh]
-        self._tree["asked"][fresh] = 0
+        new = (~self._remember(self._tree, "results", rows, batch.result[at])).nonzero()[0]
+        fresh, tree = rows[new], self._tree
+        tree["base"][fresh] = tree["depth"][fresh]
+        talk = self._talks.find(fresh)
+        spoken = (talk >= 0).nonzero()[0]
+        if not len(spoken):  # nothing was said that this could put an end to
+            return
+        fresh, talk = fresh[spoken], talk[spoken]
+        groups.fruitful(self._talks, talk, batch.sender[at[new[spoken]]])
+        for name in ("hops", "echoes", "turns", "repeats"):
+            tree[name][fresh] = 0
+        self._talks["asked"][talk] = 0
 
-    def _remember(self, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
+    def _remember(self, table: Table, field: str, rows: Ints, value: NDArray[np.uint64]) -> NDArray[Any]:
         """Whether each row knew its value already; moves it to the front of what the row knows."""
-        ring = self._tree[field][rows]
-        hit = (ring == value[:, None]) & (value != UNKNOWN)[:, None]
-        known: NDArray[Any] = hit.any(axis=1)
-        # Everything before the value's old place (or the oldest entry) moves back by one.
-        place = np.where(known, hit.argmax(axis=1), RECENT - 1)
-        shifted = np.concatenate([value[:, None], ring[:, :-1]], axis=1)
-        moved = np.where(np.arange(RECENT) <= place[:, None], shifted, ring)
+        ring = table.take(field, rows)
         observed = value != UNKNOWN
-        self._tree[field][rows[observed]] = moved[observed]
+        hit = ring == value[:, None]
+        # RECENT truth values at once.
+        halves = hit.view(np.uint64)
+        known: NDArray[Any] = ((halves[:, 0] | halves[:, 1]) != 0) & observed
+        moved = np.empty_like(ring)
+        moved[:, 0], moved[:, 1:] = value, ring[:, :-1]
+        again = known.nonzero()[0]
+        if len(again):
+            # Only what came before the value's old place moves back by one.
+            stays = np.arange(RECENT) > hit[again].argmax(axis=1)[:, None]
+            moved[again] = np.where(stays, ring[again], moved[again])
+        if not observed.all():
+            rows, moved = rows[observed], moved[observed]
+        table[field][rows] = moved
         return known
 
     def _speaking(
         self, rule: str, rows: Ints, count: Any, warning: Any, critical: Any, ts: Any
     ) -> list[tuple[int, int]]:
-        level = levels(count, warning, critical)
-        if not level.any():
+        if not (count >= warning).any():
             return []
+        level = levels(count, warning, critical)
         alarms = self._alarms[rule]
         speak = pace(alarms, rows, level, ts, repeat_s=self.config.repeat_s, rearm_s=self.config.rearm_s)
         return [(int(k), int(level[k])) for k in np.flatnonzero(speak)]
@@ -847,6 +869,33 @@ class Spiral(Detector):
                 "cost_usd": round(dollars, 6),
             },
         )
+
+
+def _phases(row: Ints, acts: Ints, alone: Bools) -> Iterator[tuple[Ints, Ints]]:
+    """Events in the order in which they are to be looked at.
+
+    Args:
+        row: (n,) tree of each event.
+        acts: (k,) positions of those that count.
+        alone: (n,) which are looked at one per tree at a time; the others between them are results of tools.
+
+    Yields:
+        Positions of results, then of at most one other event per tree that comes after them.
+    """
+    if not len(acts):
+        return
+    order = acts[np.argsort(row[acts], kind="stable")]
+    single = alone[order]
+    number = np.cumsum(single)
+    begins = changes(row[order])
+    first = begins.nonzero()[0]
+    before = (number - single)[first]
+    phase = 2 * (number - single - before[begins.cumsum() - 1]) + single
+    last = int(phase.max())
+    by_phase = order[np.argsort(phase, kind="stable")]
+    edges = np.searchsorted(np.sort(phase), np.arange(0, last + 3 + last % 2)).tolist()
+    for k in range(0, last + 1, 2):
+        yield by_phase[edges[k] : edges[k + 1]], by_phase[edges[k + 1] : edges[k + 2]]
 
 
 def _joined(first: Hashes, *others: Hashes) -> Hashes:

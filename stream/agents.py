@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -27,16 +28,21 @@ from stream.actions.base import Tools
 from stream.actions.runner import Runner
 from stream.clock import Clock
 from stream.columns import Columns
+from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
+from stream.errors import BurnfuseError, ConfigError, RejectedShareError
 from stream.incidents import Change
 from stream.ingest.ingest import Record
+from stream.ingest.replayed import replayed
+from stream.ingest.share import RejectedShare
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
 from stream.wire import incident_json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
 _IDLE_AFTER_S = 10.0
@@ -47,21 +53,33 @@ _FOR_EVER_MS = 1 << 62
 
 
 class _Sender:
-    """Sends messages through the application's producer, and waits until Kafka has them."""
+    """Sends messages through the application's producer; each partition gets them in the order of the calls."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._topics: dict[str, Any] = {}
 
     async def __call__(self, messages: Iterable[Message]) -> None:
+        """Sends, and waits until Kafka has them."""
+        await asyncio.gather(*await self.begin(messages))
+
+    async def begin(self, messages: Iterable[Message]) -> list[Awaitable[Any]]:
+        """Hands messages to the producer; each of the results is done when Kafka has its message."""
         sent = []
         for message in messages:
             topic = self._topics.get(message.topic)
             if topic is None:
                 topic = self._topics[message.topic] = self._app.topic(message.topic, value_type=bytes, key_type=bytes)
             sent.append(await topic.send(key=message.key, value=message.value, partition=message.partition))
-        if sent:
-            await asyncio.gather(*sent)
+        return sent
+
+
+@dataclass(slots=True)
+class _Passed:
+    """Per partition of the input: where the next record stands, and when the newest was logged, ms."""
+
+    next: dict[int, int] = field(default_factory=dict)
+    newest: dict[int, int] = field(default_factory=dict)
 
 
 class _Progress:
@@ -78,31 +96,49 @@ class _Progress:
         self._newest: dict[int, int] = {}
         self._active: dict[int, float] = {}
         self._idle: set[int] = set()
+        self._under_way: Counter[int] = Counter()
         self.assigned: set[int] = set()
 
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+        consumer = AIOKafkaConsumer(
+            **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
-        await self._consumer.start()
+        consumer.assign([TopicPartition(self._topic, 0)])
+        await consumer.start()
+        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
+        self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
             await self._consumer.stop()
 
-    def passed_on(self, records: Sequence[Record]) -> None:
-        """These records' messages are on Kafka."""
+    def passing_on(self, records: Sequence[Record]) -> _Passed:
+        """These records' messages are on their way to Kafka."""
+        passed = _Passed()
         for record in records:
-            self._next[record.source] = record.position + 1
-            self._newest[record.source] = max(self._newest.get(record.source, 0), record.log_ms)
-            self._active[record.source] = self._clock.monotonic()
-            self._idle.discard(record.source)
+            passed.next[record.source] = record.position + 1
+            passed.newest[record.source] = max(passed.newest.get(record.source, 0), record.log_ms)
+        self._under_way.update(list(passed.next))
+        return passed
+
+    def passed_on(self, passed: _Passed) -> None:
+        """They are on Kafka."""
+        self._under_way.subtract(list(passed.next))
+        now = self._clock.monotonic()
+        for partition, position in passed.next.items():
+            self._next[partition] = position
+            self._newest[partition] = max(self._newest.get(partition, 0), passed.newest[partition])
+            self._active[partition] = now
+            self._idle.discard(partition)
+
+    def is_news(self, partition: int) -> bool:
+        """Whether what `look` said of a partition still holds: nothing of it is on its way."""
+        return self._under_way[partition] <= 0
 
     def reassign(self, partitions: set[int]) -> None:
         """The input partitions this worker reads from now on."""
@@ -157,7 +193,7 @@ class _Calibration:
         """Reads the topic from its start, for ever."""
         consumer = AIOKafkaConsumer(
             self._topic,
-            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            **for_aiokafka(self._settings.kafka),
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             client_id="burnfuse-calibration",
@@ -183,28 +219,72 @@ class _Calibration:
             log.warning("%s: a record was skipped: %s", self._topic, error)
 
 
+Ending: TypeAlias = Callable[[], Awaitable[None]]
+"""The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
+
+
+class _Hands:
+    """What one agent has in hand: the batch it works on, and the one before, whose messages are on their way.
+
+    Computing a batch and waiting for Kafka overlap; a third batch has to wait.
+    """
+
+    def __init__(self, app: Any, name: str) -> None:
+        self._app, self._name = app, name
+        self._busy = asyncio.Lock()
+        self._ending: asyncio.Future[None] | None = None
+
+    async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
+        """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
+        stops the worker."""
+        async with self._busy:
+            ending = await self._safely(work())
+            await self._ended()
+            self._ending = asyncio.ensure_future(self._safely(ending()))
+
+    async def empty(self) -> None:
+        """Waits until nothing is in hand."""
+        async with self._busy:
+            await self._ended()
+
+    async def _ended(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            await ending
+
+    async def _safely(self, half: Awaitable[T]) -> T:
+        try:
+            return await half
+        except Exception as error:
+            if not isinstance(error, BurnfuseError):  # which says by itself what is wrong
+                log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            await self._app.crash(error)
+            raise
+
+
 async def _batches(
     app: Any,
-    name: str,
     stream: Any,
     settings: Settings,
-    busy: asyncio.Lock,
-    work: Callable[[list[Any]], Awaitable[None]],
+    hands: _Hands,
+    work: Callable[[list[Any]], Awaitable[Ending]],
 ) -> None:
     """Hands batches of events to `work`; what goes wrong there stops the worker.
 
     A batch is what waits at the moment, so the slower the work, the larger the batches. Faust would restart a
     failing agent and go on after the batch. Its events must not be acknowledged, so that whoever takes over
     sees them again.
-
-    Args:
-        busy: Held while a batch is worked on.
     """
     stream = stream.noack()
     events = aiter(stream.events())
 
     def following() -> asyncio.Future[Any]:
         return asyncio.ensure_future(anext(events, None))
+
+    def current(batch: list[Any]) -> Awaitable[Ending]:
+        # What was taken before partitions moved comes again, to whoever has them now.
+        now = app.consumer_generation_id if app.flow_control.is_active() else None
+        return work([event for event in batch if event.message.generation_id == now])
 
     coming = following()
     try:
@@ -218,15 +298,7 @@ async def _batches(
                     # At a rebalance what waits is thrown away: nobody may wait for it with a batch in hand.
                     await asyncio.wait([coming], timeout=_TAKE_S)
                     event = coming.result() if coming.done() else None
-            try:
-                async with busy:
-                    # What was taken before partitions moved comes again, to whoever has them now.
-                    now = app.consumer_generation_id if app.flow_control.is_active() else None
-                    await work([event for event in batch if event.message.generation_id == now])
-            except Exception as error:
-                log.critical("%s failed; the worker stops, nothing of this batch is lost", name, exc_info=True)
-                await app.crash(error)
-                raise
+            await hands.do(partial(current, batch))
     finally:
         coming.cancel()
 
@@ -244,15 +316,18 @@ class _Run:
                 event.ack()
 
 
-def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -> None:
+def attach(
+    app: Any, settings: Settings, counts: dict[str, int], clock: Clock, share: RejectedShare | None = None
+) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
+        share: How much has been turned away so far.
     """
     topics = Topics.of(settings.kafka)
     send = _Sender(app)
-    busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -260,7 +335,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     # -------------------------------------------------------------------------------------- ingest
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    share = share or RejectedShare(settings.input, topics.usage, topics.dead)
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -271,45 +347,72 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, "ingest", stream, settings, busy["ingest"], keyed_batch if keyed else ingest_batch)
+        await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
 
-    async def ingest_batch(events: list[Any]) -> None:
+    async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
+        try:
+            return stage(records)
+        except RejectedShareError as error:
+            await send([Message(topics.dead, None, error.marker)])
+            raise
+
+    async def ingest_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
-            await send(ingest_stage.process(records))
-            progress.passed_on(records)
-        for event in events:
-            event.ack()
+            passed = progress.passing_on(records)
+            sent = await send.begin(await taken(records, ingest_stage.process))
 
-    async def keyed_batch(events: list[Any]) -> None:
+        async def ending() -> None:
+            await asyncio.gather(*sent)
+            progress.passed_on(passed)
+            for event in events:
+                event.ack()
+
+        return ending
+
+    async def keyed_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
-            messages, handed = ingest_stage.hand_over(records)
-            await send(messages)
-            progress.passed_on(records)
+            passed = progress.passing_on(records)
+            messages, handed = await taken(records, ingest_stage.hand_over)
+            sent = await send.begin(messages)
+        runs, stepped = [], []
         for partition, packed in handed.items():
             chosen = stage(watched, partition)
             mine = [event for event in events if event.message.partition == partition]
-            chosen.take(packed, _Run(mine, parts=1))
-            await step(chosen)
+            runs.append(_Run(mine, parts=2))
+            chosen.take(packed, runs[-1])
+            stepped.append(await step(chosen))
+
+        async def ending() -> None:
+            await asyncio.gather(*sent)
+            progress.passed_on(passed)
+            for run in runs:
+                run.done()
+            for rest in stepped:
+                await rest()
+
+        return ending
 
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
+        try:
+            news = await progress.look()
+        except KafkaError as error:
+            # The brokers are asked again at once; until they answer, events wait for their order.
+            log.warning("cannot ask how far the input topic has got: %s", error)
+            return
         async with ingest_lock:
-            try:
-                news = await progress.look()
-            except KafkaError as error:
-                # The brokers are asked again at once; until they answer, events wait for their order.
-                log.warning("cannot ask how far the input topic has got: %s", error)
-                return
+            news = {partition: ms for partition, ms in news.items() if progress.is_news(partition)}
             if not news:
                 return
-            await send(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
+            sent = await send.begin(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
+        await asyncio.gather(*sent)
         if keyed:
             for partition, ms in news.items():
                 chosen = stage(watched, partition)
                 chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
-                await step(chosen)
+                await (await step(chosen))()
 
     # ------------------------------------------------------------------------------ watch and graph
 
@@ -329,17 +432,23 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             order[found] = asyncio.Lock()
         return found
 
-    async def step(chosen: DetectStage) -> None:
+    async def step(chosen: DetectStage) -> Ending:
         async with order[chosen]:
             messages, done = chosen.step()
-            await send(messages)
-        for run in done:
-            run.done()
+            sent = await send.begin(messages)
 
-    async def detect_batch(name: str, events: Sequence[Any]) -> None:
+        async def ending() -> None:
+            await asyncio.gather(*sent)
+            for run in done:
+                run.done()
+
+        return ending
+
+    async def detect_batch(name: str, events: Sequence[Any]) -> Ending:
         by_partition: dict[int, list[Any]] = defaultdict(list)
         for event in events:
             by_partition[event.message.partition].append(event)
+        stepped = []
         for partition, mine in by_partition.items():
             chosen = stage(name, partition)
             for event in mine:
@@ -349,23 +458,24 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
                     if letter is not None:
                         await send([letter])
                         run.done()
-            await step(chosen)
+            stepped.append(await step(chosen))
+        return partial(_one_by_one, stepped)
 
     if not keyed:
 
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
-            await _batches(app, "watch", stream, settings, busy["watch"], partial(detect_batch, topics.events))
+            await _batches(app, stream, settings, hands["watch"], partial(detect_batch, topics.events))
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, "graph", stream, settings, busy["graph"], partial(detect_batch, topics.graph))
+        await _batches(app, stream, settings, hands["graph"], partial(detect_batch, topics.graph))
 
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
         for chosen in list(detect.values()):
             if chosen.waiting:  # for an input partition that nobody reads any more
-                await step(chosen)
+                await (await step(chosen))()
             async with order[chosen]:
                 message = chosen.clock_message()
                 await send([message] if message is not None else [])
@@ -413,9 +523,9 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, "incidents", stream, settings, busy["incidents"], incident_batch)
+        await _batches(app, stream, settings, hands["incidents"], incident_batch)
 
-    async def incident_batch(events: list[Any]) -> None:
+    async def incident_batch(events: list[Any]) -> Ending:
         for event in events:
             for raw in event.message.value:
                 changes, letter = incident_stage.process(raw.value)
@@ -424,6 +534,7 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
             event.ack()
         for source in incident_stage.incidents.sources:
             heard[source] = clock.monotonic()
+        return partial(_one_by_one, ())
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:
@@ -447,9 +558,8 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
         # What is in hand is finished, what is done need not come again.
-        for lock in list(busy.values()):
-            async with lock:
-                pass
+        for hand in hands.values():
+            await hand.empty()
         await app.consumer.commit()
 
     @app.on_partitions_assigned.connect
@@ -470,6 +580,11 @@ def attach(app: Any, settings: Settings, counts: dict[str, int], clock: Clock) -
         await progress.start()
 
 
+async def _one_by_one(endings: Iterable[Ending]) -> None:
+    for ending in endings:
+        await ending()
+
+
 def _record(raw: Any) -> Record:
     return Record(
         value=raw.value,
@@ -477,6 +592,7 @@ def _record(raw: Any) -> Record:
         position=raw.offset,
         log_ms=raw.timestamp,
         sequence=_sequence(raw.headers),
+        replayed=replayed(raw.headers) if raw.headers else None,
     )
 
 

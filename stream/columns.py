@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, overload
+from typing import Annotated, Any, overload
 
 import msgspec
 import numpy as np
@@ -79,50 +79,151 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 switched off."""
 
 _SIZE = np.dtype("<u4")
-_FORMAT = 3
+_FORMAT = 4
 """Version of the packed record; raise it with every change to the columns."""
 
+_WORD = np.dtype("<u8")
+_WORD_BYTES = _WORD.itemsize
+_KEEP = np.array([~0 & (1 << 64) - 1, *((1 << 8 * left) - 1 for left in range(1, _WORD_BYTES))], _WORD)
+"""Number of bytes in the last word of a text, 0 for all of them -> mask that keeps these."""
 
-class _Blob:
-    """Texts as they travel: all in one piece, with the length of each in bytes. Decoded when looked at."""
 
-    __slots__ = ("_data", "_ends")
+class Words(Sequence[str]):
+    """n texts in one piece: as UTF-8, each filled up with zeros to whole words of eight bytes.
 
-    def __init__(self, sizes: NDArray[Any], data: bytes) -> None:
-        self._data, self._ends = data, np.cumsum(sizes, dtype=np.int64)
+    So they are hashed, chosen and sent without a look at the single text.
+
+    Attributes:
+        words: (m,) the words of all texts.
+        sizes: (n,) bytes of each text.
+        first: (n,) where the words of each text begin.
+    """
+
+    __slots__ = ("first", "sizes", "words")
+
+    def __init__(self, words: NDArray[np.uint64], sizes: Ints) -> None:
+        self.words, self.sizes = words, sizes
+        counts = self.counts
+        self.first: Ints = np.cumsum(counts) - counts
+
+    @property
+    def counts(self) -> Ints:
+        """(n,) words of each text."""
+        return (self.sizes + (_WORD_BYTES - 1)) // _WORD_BYTES
 
     @classmethod
-    def encode(cls, texts: Sequence[str]) -> tuple[bytes, bytes]:
-        """The sizes and the data."""
-        whole = "".join(texts)
-        if whole.isascii():
-            return np.fromiter(map(len, texts), _SIZE, len(texts)).tobytes(), whole.encode()
-        pieces = [text.encode() for text in texts]
-        return np.fromiter(map(len, pieces), _SIZE, len(pieces)).tobytes(), b"".join(pieces)
+    def of(cls, texts: Sequence[str]) -> Words:
+        """Texts in one piece."""
+        n = len(texts)
+        data = _utf8("\0".join(texts))
+        if len(data) < n:  # all of them are empty, as in many columns
+            return cls(np.empty(0, _WORD), np.zeros(n, np.int64))
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
+        if len(ends) == n - 1:
+            edges = np.concatenate(([-1], ends, [len(data)]))
+            sizes = np.diff(edges) - 1
+        else:  # none at all, or a text with a NUL character
+            sizes = np.fromiter((len(_utf8(text)) for text in texts), np.int64, n)
+        made = cls(np.empty(0, _WORD), sizes)
+        counts = made.counts
+        starts = np.cumsum(sizes + 1) - (sizes + 1)
+        # The word that begins at each byte, whatever it holds behind the end of the text.
+        spare = data + bytes(_WORD_BYTES)
+        anywhere = np.ndarray((len(data) + 1,), _WORD, spare, strides=(1,))
+        made.words = anywhere[np.repeat(starts, counts) + _WORD_BYTES * places(made.first, counts)]
+        left = sizes % _WORD_BYTES
+        cut = np.flatnonzero(left)
+        made.words[(made.first + counts - 1)[cut]] &= _KEEP[left[cut]]
+        return made
 
     @classmethod
-    def decode(cls, sizes: bytes, data: bytes) -> _Blob:
+    def join(cls, parts: Sequence[Words]) -> Words:
+        """All parts' texts, one after the other."""
+        return cls(np.concatenate([part.words for part in parts]), np.concatenate([part.sizes for part in parts]))
+
+    @classmethod
+    def stack(cls, parts: Sequence[Words], columns: int) -> Words:
+        """Parts that hold the same columns, each one after the other, as one that holds them so."""
+        if len(parts) == 1:
+            return parts[0]
+        edges = [np.append(part.first[:: len(part) // columns], len(part.words)).tolist() for part in parts]
+        words = [
+            part.words[edge[column] : edge[column + 1]]
+            for column in range(columns)
+            for part, edge in zip(parts, edges, strict=True)
+        ]
+        sizes = np.concatenate([part.sizes.reshape(columns, -1) for part in parts], axis=1)
+        return cls(np.concatenate(words), sizes.ravel())
+
+    def head(self, n: int) -> Words:
+        """The first n texts."""
+        return Words(self.words[: self.counts[:n].sum()], self.sizes[:n])
+
+    def take(self, index: Ints) -> Words:
+        """The chosen texts, in that order."""
+        taken = Words(self.words[:0], self.sizes[index])
+        counts = taken.counts
+        taken.words = self.words[np.repeat(self.first[index] - taken.first, counts) + np.arange(counts.sum())]
+        return taken
+
+    def encode(self) -> tuple[bytes, bytes]:
+        """The sizes and the words."""
+        return self.sizes.astype(_SIZE).tobytes(), self.words.tobytes()
+
+    @classmethod
+    def decode(cls, sizes: bytes, words: bytes) -> Words:
         """The texts that `encode` gave.
 
         Raises:
-            ValueError: the sizes are not those of the data.
+            ValueError: the sizes are not those of the words.
         """
-        blob = cls(np.frombuffer(sizes, _SIZE), data)
-        if blob._end(len(blob) - 1) != len(data):
-            raise ValueError("sizes do not fit the text")
-        return blob
-
-    def _end(self, i: int) -> int:
-        return int(self._ends[i]) if i >= 0 else 0
+        made = cls(np.frombuffer(words, _WORD), np.frombuffer(sizes, _SIZE).astype(np.int64))
+        if made.counts.sum() != len(made.words):
+            raise ValueError("sizes do not fit the texts")
+        return made
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.sizes)
 
-    def __getitem__(self, i: int) -> str:
-        return self._data[self._end(i - 1) : self._end(i)].decode(errors="replace")
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Words: ...
+    def __getitem__(self, i: int | slice) -> str | Words:
+        if isinstance(i, slice):
+            return self.take(np.arange(len(self))[i])
+        first, size = int(self.first[i]), int(self.sizes[i])
+        return _text(self.words[first : first - (-size // _WORD_BYTES)].tobytes()[:size])
+
+    def tolist(self) -> list[str]:
+        """All texts."""
+        data = self.words.tobytes()
+        start = _WORD_BYTES * self.first
+        edges = zip(start.tolist(), (start + self.sizes).tolist(), strict=True)
+        if data.isascii():
+            whole = data.decode()
+            return [whole[low:high] for low, high in edges]
+        return [_text(data[low:high]) for low, high in edges]
 
 
-_Texts: TypeAlias = "Sequence[str] | _Blob"
+def places(first: Ints, counts: Ints) -> Ints:
+    """(m,) place of each word in its text."""
+    return np.arange(counts.sum()) - np.repeat(first, counts)
+
+
+def _utf8(text: str) -> bytes:
+    """The text as bytes; names of files may hold what is no character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode(errors="surrogatepass")
+    except UnicodeDecodeError:  # damaged on its way
+        return data.decode(errors="replace")
 
 
 class TextColumn(Sequence[str]):
@@ -155,18 +256,34 @@ class TextColumn(Sequence[str]):
 
 
 class Texts(Mapping[str, list[str]]):
-    """The text columns of n events: which rows of which stores. Choosing events moves no text."""
+    """The text columns of n events: which rows of which stores. Choosing events moves no text.
+
+    A store holds the columns one after the other.
+    """
 
     __slots__ = ("_part", "_row", "_stores")
 
-    def __init__(self, stores: Sequence[Mapping[str, _Texts]], part: Ints, row: Ints) -> None:
+    def __init__(self, stores: Sequence[Words], part: Ints, row: Ints) -> None:
         self._stores, self._part, self._row = stores, part, row
 
     @classmethod
-    def of(cls, columns: Mapping[str, _Texts]) -> Texts:
+    def of(cls, columns: Mapping[str, Sequence[str]]) -> Texts:
         """Events' texts, one after the other."""
-        n = len(columns[TEXTS[0]])
-        return cls([columns], np.zeros(n, np.int64), np.arange(n))
+        pieces = [columns[name] for name in TEXTS]
+        return cls.stored(Words.join([piece if isinstance(piece, Words) else Words.of(piece) for piece in pieces]))
+
+    @classmethod
+    def stored(cls, store: Words) -> Texts:
+        """All events of one store."""
+        n = len(store) // len(TEXTS)
+        return cls([store], np.zeros(n, np.int64), np.arange(n))
+
+    def packed(self) -> Words:
+        """The same in a store of its own."""
+        if len(self._stores) != 1:
+            return Texts.of(self).packed()
+        columns = len(self._stores[0]) // len(TEXTS) * np.arange(len(TEXTS))
+        return self._stores[0].take((columns[:, None] + self._row).ravel())
 
     def __len__(self) -> int:
         return len(self._row)
@@ -175,15 +292,22 @@ class Texts(Mapping[str, list[str]]):
         return iter(TEXTS)
 
     def __getitem__(self, name: str) -> list[str]:
-        columns = [store[name] for store in self._stores]
-        if len(columns) == 1:
-            column = columns[0]
-            return [column[i] for i in self._row.tolist()]
-        return [columns[part][i] for part, i in zip(self._part.tolist(), self._row.tolist(), strict=True)]
+        found = np.empty(len(self), object)
+        order = np.argsort(self._part, kind="stable")
+        ends = np.searchsorted(self._part[order], np.arange(len(self._stores)), "right")
+        for store, mine in zip(self._stores, np.split(order, ends[:-1]), strict=True):
+            found[mine] = store.take(self._place(store, name) + self._row[mine]).tolist()
+        texts: list[str] = found.tolist()
+        return texts
 
     def at(self, name: str, i: int) -> str:
         """One event's text."""
-        return self._stores[int(self._part[i])][name][int(self._row[i])]
+        store = self._stores[int(self._part[i])]
+        return store[self._place(store, name) + int(self._row[i])]
+
+    @staticmethod
+    def _place(store: Words, name: str) -> int:
+        return len(store) // len(TEXTS) * TEXTS.index(name)
 
     def take(self, index: NDArray[Any]) -> Texts:
         """The chosen events' texts."""
@@ -192,7 +316,7 @@ class Texts(Mapping[str, list[str]]):
     @classmethod
     def join(cls, parts: Sequence[Texts]) -> Texts:
         """All parts' texts, one after the other."""
-        stores: list[Mapping[str, _Texts]] = []
+        stores: list[Words] = []
         part = []
         for texts in parts:
             part.append(texts._part + len(stores))
@@ -205,7 +329,7 @@ class Columns:
 
     __slots__ = ("numbers", "texts")
 
-    def __init__(self, texts: Texts | Mapping[str, _Texts], numbers: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, texts: Texts | Mapping[str, Sequence[str]], numbers: dict[str, NDArray[Any]]) -> None:
         self.texts = texts if isinstance(texts, Texts) else Texts.of(texts)
         self.numbers = numbers
 
@@ -252,7 +376,7 @@ class _Wire(msgspec.Struct, array_like=True):
     version: int
     progress: dict[_Source, _Moment]
     partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)]
-    texts: list[tuple[bytes, bytes]]
+    texts: tuple[bytes, bytes]
     numbers: list[bytes]
 
 
@@ -273,7 +397,7 @@ class Packed:
 
     def encode(self) -> bytes:
         """The record's value."""
-        texts = [_Blob.encode(self.columns.texts[name]) for name in TEXTS]
+        texts = self.columns.texts.packed().encode()
         numbers = [np.ascontiguousarray(self.columns.numbers[name], dtype).tobytes() for name, dtype in NUMBERS.items()]
         return _encode(_Wire(_FORMAT, self.progress, self.partitions, texts, numbers))
 
@@ -294,7 +418,7 @@ class Packed:
                 "run the same version of burnfuse on all workers"
             )
         try:
-            texts = {name: _Blob.decode(*text) for name, text in zip(TEXTS, wire.texts, strict=True)}
+            texts = Words.decode(*wire.texts)
             # A copy, because columns from a buffer are read-only and cannot be sorted in place.
             numbers = {
                 name: np.frombuffer(raw, dtype).copy()
@@ -304,12 +428,12 @@ class Packed:
             raise PackedRecordError(
                 "a record on an inner topic is damaged: columns are missing or cut short"
             ) from error
-        n = len(texts["event_id"])
-        if {len(column) for column in texts.values()} | {len(column) for column in numbers.values()} != {n}:
+        n = len(numbers["ts"])
+        if {len(column) for column in numbers.values()} != {n} or len(texts) != n * len(TEXTS):
             raise PackedRecordError("a record on an inner topic is damaged: its columns differ in length")
         if n and (name := _out_of_bounds(numbers)):
             raise PackedRecordError(f"a record on an inner topic is damaged: {name} is out of bounds")
-        return cls(Columns(texts, numbers), wire.progress, wire.partitions)
+        return cls(Columns(Texts.stored(texts), numbers), wire.progress, wire.partitions)
 
 
 def _out_of_bounds(numbers: Mapping[str, NDArray[Any]]) -> str:

@@ -23,9 +23,10 @@ from detectors import checks
 from detectors.base import Detector
 from detectors.types import Scope
 from stream import cli
+from stream.acls import rules
 from stream.actions import base as actions
 from stream.ingest import reject
-from stream.settings import SECRETS, KafkaSettings, Settings
+from stream.settings import SECRETS, KafkaSettings, Settings, default_settings
 from stream.topics import TopicPlan, plans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,9 +113,18 @@ def checks_table() -> str:
 # ---------------------------------------------------------------------------------------- settings
 
 
+def _inner(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Sections within a section."""
+    fields = model.model_fields.items()
+    found = {key: field.annotation for key, field in fields}
+    return {key: cls for key, cls in found.items() if isinstance(cls, type) and issubclass(cls, BaseModel)}
+
+
 def _settings_of(model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
+        if key in _inner(model):
+            continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         unit, source = str(extra.get("unit", "")), str(extra.get("source", ""))
         rows.append((_code(key), _default(field, unit), unit, field.description or "", source))
@@ -148,6 +158,7 @@ def settings_sections() -> str:
             parts += [_section(f"actions.{key}", cls.Config, _about(cls)) for key, cls in actions.registered().items()]
         elif isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, model, _about(model)))
+            parts += [_section(f"{name}.{key}", cls, _about(cls)) for key, cls in _inner(model).items()]
         else:  # a mapping of names to models
             model = get_args(model)[1]
             parts.append(_section(f"{name}.NAME", model, field.description or ""))
@@ -182,6 +193,18 @@ def topics_table() -> str:
         ("topic", "partitions", "kept", "holds"),
         ((_code(plan.name), str(plan.partitions), _kept(plan), plan.why) for plan in plans(KafkaSettings())),
     )
+
+
+def acls_table() -> str:
+    """Who needs which rights, with the default configuration."""
+    return table(
+        ("who", "resource", "name", "operations", "why"),
+        (
+            (rule.role, rule.resource, _code(rule.name) + (" and what begins so" if rule.prefixed else ""),
+             ", ".join(rule.operations), rule.why)
+            for rule in rules(default_settings())
+        ),
+    )  # fmt: skip
 
 
 def _kept(plan: TopicPlan) -> str:
@@ -257,6 +280,7 @@ def house_table() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "checks": checks_table,
+    "acls": acls_table,
     "commands": commands_table,
     "commands-in-full": commands_sections,
     "detectors": detectors_table,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.base import READINESS, Detector, FleetFigures
+from detectors.base import READINESS, Detector, FleetFigures, Table
 from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 from stream.columns import Columns
 from stream.entities import Entities
@@ -36,7 +36,7 @@ _STEADY = 5
 _RUNS_KEPT = 1000
 """Runs remembered per tree; of larger trees the older half is forgotten."""
 
-_REACHES = (Kind.SPAWN, Kind.MESSAGE)
+_REACHES = (int(Kind.SPAWN), int(Kind.MESSAGE))
 """Kinds of events that set the run in `to_run_id` going."""
 
 _HANDED_ON = 3
@@ -156,7 +156,7 @@ class Engine:
             return ts
         ts = np.where(logged > 0, np.minimum(ts, logged + _AHEAD_S), ts)
         window = np.concatenate([self._tail, ts])
-        median = np.median([window[i : i + len(ts)] for i in range(_STEADY)], axis=0)
+        median = _median_of_five(*(window[i : i + len(ts)] for i in range(_STEADY)))
         self._tail = window[len(ts) :]
         return np.maximum.accumulate(np.maximum(median, self._clock))
 
@@ -202,7 +202,7 @@ class Engine:
     # ----------------------------------------------------------------------------- the events
 
     def _process(self, columns: Columns, offset: int, clocks: Floats, result: Result) -> None:
-        columns, kept, runs = self._accept(columns, result)
+        columns, kept, runs, newest = self._accept(columns, result)
         n = len(columns)
         result.accepted += (offset + kept).tolist()
         if not n:
@@ -211,10 +211,11 @@ class Engine:
         views: dict[Scope, Entity] = {}
         for scope, entities in self._entities.items():
             rows = runs if scope is Scope.RUN else entities.assign(numbers[_IDS[scope]])
-            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept])
+            known = newest if scope is Scope.RUN else None
+            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept], known)
             self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
-            spawned, depth = self._trees.place(columns, views[Scope.ROOT])
+            spawned, depth = self._trees.place(columns, views[Scope.ROOT], views[Scope.RUN])
         else:
             spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
         batch = EventBatch(
@@ -267,23 +268,32 @@ class Engine:
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 
-    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints]:
-        """Without duplicates and late events; where the others stood, and the rows of their runs."""
-        ids = columns.numbers["event"]
+    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints, Floats | None]:
+        """Without duplicates and late events; where the others stood, the rows of their runs, and the newest event
+        time of these before each, if nothing was taken out since."""
+        whole, ids = columns, columns.numbers["event"]
         first = self._seen.add(ids)
         kept = np.arange(len(ids))
+        again = np.zeros(len(ids), bool) if first is None else ~first
         if first is not None:
-            self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
             columns, kept = columns.take(first), kept[first]
         runs, ts = self._entities[Scope.RUN], columns.numbers["ts"]
         rows = runs.assign(columns.numbers[_IDS[Scope.RUN]])
-        behind = runs.newest(rows, ts) - ts
+        newest: Floats | None = runs.newest(rows, ts)
+        behind = newest - ts
         late = behind > self._settings.lateness_s
         if late.any():
+            # They may be sent again, to be judged otherwise; then they are no duplicates, here or in a later batch.
+            late_ids = columns.numbers["event"][late]
+            self._seen.forgive(late_ids)
+            too_late = again & np.isin(ids, late_ids)
+            again &= ~too_late
+            too_late[kept[late]] = True
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
-            self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
-            columns, kept, rows = columns.take(~late), kept[~late], rows[~late]
-        return columns, kept, rows
+            self._turn_away(whole, too_late, Reason.LATE, f"the event is out of order, {limit}", result)
+            columns, kept, rows, newest = columns.take(~late), kept[~late], rows[~late], None
+        self._turn_away(whole, again, Reason.DUPLICATE, "an event with this id was seen before", result)
+        return columns, kept, rows, newest
 
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
         for i in np.flatnonzero(which).tolist():
@@ -299,6 +309,17 @@ def configured(settings: Settings) -> dict[str, Detector]:
 
 _IDS = {Scope.RUN: "run", Scope.AGENT: "sender", Scope.ROOT: "root"}
 """Which column tells the entities of a scope apart."""
+
+
+def _median_of_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats) -> Floats:
+    """(n,) medians of five values each, by a network of comparisons."""
+    low = np.maximum(np.minimum(a, b), np.minimum(c, d))
+    high = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    median: Floats = np.maximum(np.minimum(e, low), np.minimum(np.maximum(e, low), high))
+    return median
+
+
+_SEEN, _FORGIVEN = 0, 1
 
 
 class _RecentIds:
@@ -325,11 +346,19 @@ class _RecentIds:
 
     def _add(self, ids: Hashes) -> Bools:
         here = first_of(ids)
-        young = self._young.find(ids) >= 0
+        young, old = self._young.find(ids), self._old.find(ids)
         # Of the old generation nothing is taken over: what is known twice would fill the new one.
-        fresh = ids[here & ~young]
-        self._young.add(fresh, np.zeros(len(fresh), np.int64))
-        return here & ~young & (self._old.find(ids) < 0)
+        fresh, forgiven = ids[here & (young < 0)], ids[here & (young == _FORGIVEN)]
+        self._young.add(fresh, np.full(len(fresh), _SEEN))
+        self._young.put(forgiven, np.full(len(forgiven), _SEEN))
+        known: Bools = (young == _SEEN) | ((young < 0) & (old == _SEEN))
+        return here & ~known
+
+    def forgive(self, ids: Hashes) -> None:
+        """Known ids that may come once more. They still count: where batches are cut must not matter."""
+        for generation in (self._young, self._old):
+            there = ids[generation.find(ids) >= 0]
+            generation.put(there, np.full(len(there), _FORGIVEN))
 
 
 class _Trees:
@@ -337,42 +366,86 @@ class _Trees:
 
     def __init__(self) -> None:
         self._depths: dict[int, dict[str, int]] = {}
+        # Where runs lie, by their rows: no new knowledge, but what is asked most, without a look at texts.
+        self._lies = Table({"root": (np.int64, -1), "age": (np.int64, 0), "depth": (np.int64, 0)})
+        # By rows of trees: how often a tree began anew or forgot runs, and how many it has.
+        self._of = Table({"age": (np.int64, 0), "runs": (np.int64, 0)})
 
-    def place(self, columns: Columns, roots: Entity) -> tuple[NDArray[np.bool_], Ints]:
+    def place(self, columns: Columns, roots: Entity, runs: Entity) -> tuple[NDArray[np.bool_], Ints]:
         """(n,) whether each event brings a run into its tree, and (n,) the depth of that run, or of its own."""
         n = len(columns)
-        spawned, depth = np.zeros(n, bool), np.zeros(n, np.int64)
-        texts, kind = columns.texts, columns.numbers["kind"]
+        spawned = np.zeros(n, bool)
+        kind, row, lies, of = columns.numbers["kind"], roots.row, self._lies, self._of
+        lies.reserve(int(runs.row.max()) + 1)
+        of.reserve(int(row.max()) + 1)
+        lies["root"][runs.row[runs.new]] = -1
+        depth = lies["depth"][runs.row]
+        # An event of a run that has its place changes nothing, unless it may set another one going.
+        open_ = (lies["root"][runs.row] != row) | (lies["age"][runs.row] != of["age"][row])
+        open_ |= (kind == _REACHES[0]) | (kind == _REACHES[1])
+        # Of trees that begin, or may forget some of their runs now, all events are looked at.
+        added = 2 * open_.sum()
+        if (of["runs"][row] + added > _RUNS_KEPT).any():
+            added = 2 * np.bincount(row[open_], minlength=of.rows)[row]
+        unsteady = roots.new | (of["runs"][row] + added > _RUNS_KEPT)
+        if unsteady.any():
+            whole = np.zeros(of.rows, bool)
+            whole[row[unsteady]] = True
+            open_ |= whole[row]
+        chosen = open_.nonzero()[0]
+        if len(chosen):
+            self._look(columns, chosen, roots, runs.row, spawned, depth)
+        return spawned, depth
+
+    def _look(
+        self, columns: Columns, chosen: Ints, roots: Entity, runs: Ints, spawned: NDArray[np.bool_], depth: Ints
+    ) -> None:
+        text = columns.texts.at
         events = zip(
-            roots.row.tolist(),
-            roots.new.tolist(),
-            texts["root_run_id"],
-            texts["run_id"],
-            texts["parent_run_id"],
-            texts["to_run_id"],
-            kind.tolist(),
+            chosen.tolist(),
+            roots.row[chosen].tolist(),
+            roots.new[chosen].tolist(),
+            columns.texts.take(chosen)["run_id"],
+            columns.numbers["kind"][chosen].tolist(),
             strict=True,
         )
-        for i, (row, new, root, run, parent, child, what) in enumerate(events):
+        age_of = dict(zip(roots.row[chosen].tolist(), self._of["age"][roots.row[chosen]].tolist(), strict=True))
+        ages, owns = [], []
+        for i, row, new, run, what in events:
             if new:
-                self._depths[row] = {root: 0}
+                self._depths[row] = {text("root_run_id", i): 0}
+                age_of[row] += 1
             tree = self._depths[row]
             own = tree.get(run)
             if own is None:
                 # A run of unknown origin is no evidence of spawning: services put all their sessions
                 # under one root.
+                parent = text("parent_run_id", i)
                 own = tree[run] = tree.get(parent, 0) + 1
                 spawned[i] = bool(parent)
             depth[i] = own
-            if child and what in _REACHES and child not in tree:
+            child = text("to_run_id", i) if what in _REACHES else ""
+            if child and child not in tree:
                 # Who is written to is set going, but handing on is no descent: it ends at the third level.
                 tree[child] = depth[i] = own + 1 if what == Kind.SPAWN else max(own, min(own + 1, _HANDED_ON))
                 spawned[i] = True
+            ages.append(age_of[row])
+            owns.append(own)
             if len(tree) > _RUNS_KEPT:
+                root = next(iter(tree))
                 self._depths[row] = {root: 0} | dict(islice(tree.items(), len(tree) // 2, None))
-        return spawned, depth
+                age_of[row] += 1
+        rows = runs[chosen]
+        # Of several events of one run the last one stays.
+        self._lies["root"][rows], self._lies["age"][rows], self._lies["depth"][rows] = roots.row[chosen], ages, owns
+        trees = list(age_of)
+        self._of["age"][trees] = list(age_of.values())
+        self._of["runs"][trees] = [len(self._depths[row]) for row in trees]
 
     def forget(self, rows: Ints) -> None:
         """The trees of these rows are gone."""
         for row in rows.tolist():
             self._depths.pop(row, None)
+        known = rows[rows < self._of.rows]
+        self._of["age"][known] += 1
+        self._of["runs"][known] = 0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Table
+from detectors.rounds import changes
 from detectors.types import Bools, Entity, Floats, Hashes, Ints
 from stream.slots import SlotMap
 
@@ -73,25 +74,30 @@ class Entities:
 
     def newest(self, rows: Ints, ts: Floats) -> Floats:
         """(n,) the newest event time each event's entity had seen before that event, s."""
-        return _running_max(rows, ts, self._table["last_ts"][rows])
+        return _running_max(_Groups(rows), ts, self._table["last_ts"][rows])
 
-    def view(self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clocks: Floats) -> Entity:
+    def view(
+        self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clocks: Floats, newest: Floats | None = None
+    ) -> Entity:
         """The columns detectors see; remembers the events.
 
         Args:
             rows, ts, tokens, cost: (n,) of the events, in order.
             clocks: (n,) stream clock at each of them, s.
+            newest: (n,) what `newest` said of exactly these events, if it was asked.
         """
-        table = self._table
-        before = self.newest(rows, ts)
+        table, groups = self._table, _Groups(rows)
+        before = _running_max(groups, ts, table["last_ts"][rows]) if newest is None else newest
         new: Bools = ~(ts - before <= self._ttl_s)  # -inf (never seen) is new
-        total_tokens = _running_sum(rows, tokens, table["tokens"][rows], new)
-        total_cost = _running_sum(rows, cost, table["cost"][rows], new)
-        # Of repeated rows numpy keeps the last assignment, which is the latest event's.
-        table["last_ts"][rows] = np.maximum(before, ts)
-        table["tokens"][rows] = total_tokens
-        table["cost"][rows] = total_cost
-        table["touched"][rows] = clocks
+        total_tokens = _running_sum(groups, tokens, table["tokens"], new)
+        total_cost = _running_sum(groups, cost, table["cost"], new)
+        # Of an entity's events the latest says all; others would be written for nothing.
+        last = groups.last
+        latest = rows[last]
+        table["last_ts"][latest] = np.maximum(before, ts)[last]
+        table["tokens"][latest] = total_tokens[last]
+        table["cost"][latest] = total_cost[last]
+        table["touched"][latest] = clocks[last] if isinstance(clocks, np.ndarray) else clocks
         return Entity(rows, new, total_tokens, total_cost)
 
     def touch(self, rows: Ints, clock: float) -> None:
@@ -115,52 +121,75 @@ class Entities:
         return dead
 
 
-def _groups(rows: Ints) -> tuple[Ints, Ints, Ints]:
-    """Stable order by row, start of every group in it, and the group number of every ordered item."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    first = np.r_[True, ordered[1:] != ordered[:-1]]
-    return order, np.flatnonzero(first), np.cumsum(first) - 1
+class _Groups:
+    """Events by row: a stable order in which they stand row by row, and where each row's begin in it."""
+
+    __slots__ = ("first", "order", "rows", "starts")
+
+    def __init__(self, rows: Ints) -> None:
+        self.rows, self.order = rows, np.argsort(rows, kind="stable")
+        self.first = changes(rows[self.order])
+        self.starts = self.first.nonzero()[0]
+
+    @property
+    def last(self) -> Ints:
+        """(m,) positions of each row's last event."""
+        ends = np.empty_like(self.starts)
+        ends[:-1] = self.starts[1:]
+        ends[-1:] = len(self.order)
+        return self.order[ends - 1]
 
 
-def _running_max(rows: Ints, ts: Floats, start: Floats) -> Floats:
+def _running_max(groups: _Groups, ts: Floats, start: Floats) -> Floats:
     """(n,) highest ts of the same row before each item, or `start` if that is higher.
 
-    >>> _running_max(np.array([1, 2, 1, 1]), np.array([5.0, 1, 3, 9]), np.array([0.0, 7, 0, 0])).tolist()
+    >>> rows = _Groups(np.array([1, 2, 1, 1]))
+    >>> _running_max(rows, np.array([5.0, 1, 3, 9]), np.array([0.0, 7, 0, 0])).tolist()
     [0.0, 7.0, 5.0, 5.0]
     """
-    n = len(rows)
+    n = len(ts)
     if n == 0:
         return ts
-    order, starts, group = _groups(rows)
+    order, starts = groups.order, groups.starts
+    by_row, start = ts[order], start[order]
     # What came before an item: its predecessor in the group, or the group's start value.
     before = np.empty(n)
-    before[1:] = ts[order][:-1]
-    before[starts] = start[order][starts]
-    before = np.maximum(before, start[order])
-    # Ranks make the maximum within groups one exact integer accumulation over all of them.
-    values, rank = np.unique(before, return_inverse=True)
-    peak = np.maximum.accumulate(group * n + rank) - group * n
+    before[1:] = by_row[:-1]
+    before[starts] = start[starts]
     result = np.empty(n)
-    result[order] = values[peak]
+    back = before[1:] < before[:-1]
+    back &= ~groups.first[1:]
+    if back.any():
+        before = np.maximum(before, start)
+        # Ranks make the maximum within groups one exact integer accumulation over all of them.
+        group = (np.cumsum(groups.first) - 1) * n
+        values, rank = np.unique(before, return_inverse=True)
+        result[order] = values[np.maximum.accumulate(group + rank) - group]
+    else:
+        # Mostly each row's events come in the order of time.
+        result[order] = np.maximum(before, start)
     return result
 
 
-def _running_sum(rows: Ints, x: Ints, start: Ints, reset: NDArray[Any]) -> Ints:
-    """(n,) sum of x over the same row up to each item, from `start` on, or from 0 where `reset`.
+def _running_sum(groups: _Groups, x: Ints, start: Ints, reset: NDArray[Any]) -> Ints:
+    """(n,) sum of x over the same row up to each item, from the row's `start` on, or from 0 where `reset`.
 
-    >>> _running_sum(np.array([1, 2, 1]), np.array([5, 1, 3]), np.array([10, 20, 10]), np.zeros(3, bool)).tolist()
+    >>> rows = _Groups(np.array([1, 2, 1]))
+    >>> _running_sum(rows, np.array([5, 1, 3]), np.array([0, 10, 20]), np.zeros(3, bool)).tolist()
     [15, 21, 18]
     """
-    n = len(rows)
+    n = len(x)
     if n == 0:
         return x
-    order, starts, _ = _groups(rows)
-    total = np.cumsum(x[order])
-    begins = reset[order].copy()
-    begins[starts] = True
-    at = np.flatnonzero(begins)
-    base = np.where(reset[order][at], 0, start[order][at]) - (total[at] - x[order][at])
+    order = groups.order
+    x = x[order]
+    total = np.cumsum(x)
+    zero = reset[order]
+    at = (groups.first | zero).nonzero()[0]
+    base = np.where(zero[at], 0, start[groups.rows[order[at]]]) - (total[at] - x[at])
+    ends = np.empty_like(at)
+    ends[:-1] = at[1:]
+    ends[-1] = n
     result = np.empty(n, np.int64)
-    result[order] = total + np.repeat(base, np.diff(np.r_[at, n]))
+    result[order] = total + base.repeat(ends - at)
     return result

@@ -31,5 +31,16 @@ class BrokerError(BurnfuseError):
     """Kafka cannot be reached or refuses what was asked."""
 
 
+class RejectedShareError(BurnfuseError):
+    """So many events are turned away that something else must be wrong; the worker stops.
+
+    Carries what stopped it, so that a restart knows.
+    """
+
+    def __init__(self, message: str, marker: bytes) -> None:
+        super().__init__(message)
+        self.marker = marker
+
+
 class PackedRecordError(BurnfuseError):
     """A record on an inner topic is damaged or of another version."""

@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 
+from stream.errors import BurnfuseError
+
 
 class JsonFormatter(logging.Formatter):
     """A record as JSON: time, level, logger, message, and the error if there is one."""
@@ -23,10 +25,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class _OneSentence(logging.Filter):
+    """What ends a worker by an error of ours is said in one sentence, at the very end.
+
+    Neither that error nor what Faust stumbles over in its wake is told before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ending = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        self._ending |= isinstance(error, BurnfuseError)
+        echo = self._ending and record.name.partition(".")[0] in ("faust", "mode", "asyncio", "aiokafka")
+        return not (echo or isinstance(error, BurnfuseError))
+
+
 def set_up(verbose: bool) -> None:
     """Warnings and errors are logged; with `verbose` also what burnfuse does."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(_OneSentence())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(logging.INFO if verbose else logging.WARNING)
     # kafka-python logs every refused connection as an error; what fails for good it raises.

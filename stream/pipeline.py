@@ -137,9 +137,8 @@ class Pipeline:
             totals.findings += isinstance(item, Finding)
             totals.incidents += isinstance(item, Change) and item.kind == "opened"
         if len(columns):
-            names = columns.texts["agent_id"]
             ids, first, row = np.unique(columns.numbers["sender"], return_index=True, return_inverse=True)
-            agents = [names[i] for i in first.tolist()]
+            agents = columns.texts.take(first)["agent_id"]
             totals.baselines.update(zip(agents, self._watch.readiness(ids), strict=False))
             cost = np.bincount(row, columns.numbers["cost"] / 1e9)
             tokens = np.bincount(row, columns.numbers["tokens"] / 1e3)

@@ -13,7 +13,7 @@ _SMALLEST = 1 << 10
 
 
 class SlotMap:
-    """Rows (int64, >= 0) by 64-bit id; about 20 to 40 bytes per id.
+    """Rows (below 2^31) by 64-bit id; about 24 to 96 bytes per id.
 
     Linear probing, at most half full. The ids 0 and 1 mark free slots; whoever makes ids never makes these.
     """
@@ -58,13 +58,21 @@ class SlotMap:
             self._rows[place[won]] = rows[won]
             ids, rows, place = ids[lost], rows[lost], (place[lost] + 1) & self._mask
 
+    def put(self, ids: Hashes, rows: Ints) -> None:
+        """Other rows for (n,) known ids, all different."""
+        place = self._home(ids)
+        while len(ids):
+            hit: Bools = self._ids[place] == ids
+            self._rows[place[hit]] = rows[hit]
+            ids, rows, place = ids[~hit], rows[~hit], (place[~hit] + 1) & self._mask
+
     def remove(self, ids: Hashes) -> None:
         """Forgets (n,) known ids, all different."""
         place = self._home(ids)
         self._used -= len(ids)
         self._gone += len(ids)
         while len(ids):
-            hit: Bools = self._ids[place] == ids
+            hit = self._ids[place] == ids
             self._ids[place[hit]] = _GONE
             ids, place = ids[~hit], (place[~hit] + 1) & self._mask
 
@@ -79,7 +87,7 @@ class SlotMap:
 
     def _allocate(self, size: int) -> None:
         self._ids = np.zeros(size, np.uint64)
-        self._rows = np.zeros(size, np.int64)
+        self._rows = np.zeros(size, np.int32)
         self._mask = size - 1
         self._shift = np.uint64(65 - size.bit_length())
 
@@ -93,6 +101,9 @@ class SlotMap:
 
 def first_of(ids: Hashes) -> Bools:
     """(n,) true where an id occurs for the first time among the n."""
+    ordered = np.sort(ids)
+    if not (ordered[1:] == ordered[:-1]).any():  # as nearly always
+        return np.ones(len(ids), bool)
     first = np.zeros(len(ids), bool)
     first[np.unique(ids, return_index=True)[1]] = True
     return first

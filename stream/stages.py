@@ -22,6 +22,7 @@ from stream.errors import PackedRecordError
 from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
+from stream.ingest.share import RejectedShare
 from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
@@ -85,7 +86,10 @@ def position_name(topic: str) -> Callable[[int, int], str]:
 
 
 def dead_letter(topics: Topics, reject: Reject, where: str) -> Message:
-    """The dead letter for an event turned away: the reason and where it stands, not its content."""
+    """The dead letter for an event turned away: the reason and where it stands, not its content.
+
+    No copy is kept either: what cannot be understood may be contents all through. `stream.dlq` finds the record.
+    """
     letter: dict[str, Any] = {
         "reason": reject.reason.value,
         "detail": reject.detail,
@@ -104,15 +108,22 @@ class IngestStage:
     Args:
         inputs: Partitions of the input topic.
         outputs: Partitions of each inner topic.
+        share: How much may be turned away; None: all.
     """
 
-    def __init__(self, topics: Topics, ingest: Ingest, inputs: int, outputs: int) -> None:
-        self._topics, self._ingest = topics, ingest
+    def __init__(
+        self, topics: Topics, ingest: Ingest, inputs: int, outputs: int, share: RejectedShare | None = None
+    ) -> None:
+        self._topics, self._ingest, self._share = topics, ingest, share
         self._inputs, self._outputs = inputs, outputs
         self._homes, self._told_homes = SlotMap(), False
 
     def process(self, records: Sequence[Record]) -> list[Message]:
-        """Messages to send, in this order per partition, before the records count as done."""
+        """Messages to send, in this order per partition, before the records count as done.
+
+        Raises:
+            RejectedShareError: too many of the latest events were turned away; nothing of this may be sent.
+        """
         columns, progress, messages = self._taken(records)
         return messages + self._spread(self._topics.events, columns, "sender", progress)
 
@@ -143,6 +154,8 @@ class IngestStage:
 
     def _taken(self, records: Sequence[Record]) -> tuple[Columns, dict[int, int], list[Message]]:
         columns, rejects = self._ingest.columns(records)
+        if self._share is not None:
+            self._share.add(len(columns), rejects, records)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
         progress: dict[int, int] = {}
         for record in records:

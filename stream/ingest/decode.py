@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 import msgspec
+import numpy as np
 
 from burnfuse.event import Kind, UsageEvent
+from detectors.types import Floats
 from stream.ingest.reject import Reason
 from stream.text import LAST_SECOND
 
@@ -57,6 +59,18 @@ def decode_event(data: bytes | msgspec.Raw) -> UsageEvent:
         raise Invalid(*_malformed(raw, error)) from error
     except RecursionError as error:
         raise Invalid(Reason.TOO_DEEP, "the JSON is nested too deeply") from error
+
+
+def decode_singles(records: Sequence[bytes]) -> list[UsageEvent | None]:
+    """The usage event of each record, None where `decode_event` raises or would mend it first."""
+    events: list[UsageEvent | None] = []
+    add, decode = events.append, _decoder.decode
+    for record in records:
+        try:
+            add(decode(record))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            add(None)
+    return events
 
 
 def elements(data: bytes) -> Sequence[bytes | msgspec.Raw]:
@@ -132,3 +146,24 @@ def event_time(value: str | int | float) -> float:
         hint = "it looks like milliseconds; " if milliseconds else ""
         raise Invalid(Reason.BAD_TIME, f"`ts` is not between 1970 and 9999: {hint}{_TIME_HELP}")
     return round(seconds, 6)
+
+
+def event_times(values: Sequence[str | int | float]) -> Floats:
+    """(n,) `event_time` of each value, NaN where it raises `Invalid`."""
+    try:
+        seconds = np.array([math.nan if value.__class__ is str else value for value in values], np.float64)
+    except OverflowError:  # an integer of hundreds of digits
+        seconds = np.full(len(values), math.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = seconds * 1e6
+        rounded = np.rint(scaled)
+        # Up to here a product is off by at most a quarter: far from the middle between two microseconds,
+        # `round`, which knows no such error, comes to the same.
+        sure = (np.abs(scaled - rounded) < 0.25) & (seconds >= 0) & (seconds < 1 << 32)
+    times: Floats = rounded / 1e6
+    for i in np.flatnonzero(~sure).tolist():
+        try:
+            times[i] = event_time(values[i])
+        except Invalid:
+            times[i] = math.nan
+    return times

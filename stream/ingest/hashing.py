@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -12,12 +13,15 @@ import numpy as np
 
 from burnfuse.event import MAX_ID_CHARS
 from detectors.types import Hashes
+from stream.columns import Words, places
 from stream.ingest.volatile import Fields
 
 _WORDS = MAX_ID_CHARS * 4 // 8
 """Eight bytes each: an id has at most so many, for a character has at most four."""
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
+_ONE = (1).to_bytes(8)
+_NOT_ASCII = np.uint64(0x8080808080808080)
 _SMALLEST = np.uint64(2)
 """0 is "not observed", and 1 is left free for tables of hashes."""
 _decode = msgspec.json.Decoder().decode
@@ -33,15 +37,17 @@ class Hasher:
     """
 
     def __init__(self, key: bytes = b"") -> None:
-        self._key = key
+        self._blank = hashlib.blake2b(digest_size=8, key=key)  # to be copied: that is cheaper than a new one
         seed = hashlib.blake2b(b"burnfuse text hash", digest_size=8, key=key).digest()
         odd = np.random.default_rng(int.from_bytes(seed, "little")).integers(0, 1 << 63, _WORDS, np.uint64)
         self._weights = 2 * odd + 1
-        self._salt = lru_cache(lambda kind: np.uint64(self._digest(kind.encode())))
+        self._salt = lru_cache(lambda kind: np.uint64(int.from_bytes(self._digest(kind.encode()))))
 
-    def _digest(self, data: bytes) -> int:
-        value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "little")
-        return value or 1
+    def _digest(self, data: bytes) -> bytes:
+        """Eight bytes, big-endian."""
+        state = self._blank.copy()
+        state.update(data)
+        return state.digest()[::-1].replace(bytes(8), _ONE)
 
     def texts(self, kind: str, texts: Sequence[str]) -> Hashes:
         """(n,) hashes of n texts, 0 for "".
@@ -53,29 +59,33 @@ class Hasher:
         Args:
             kind: Of what the texts are names: the same text of another kind has another hash.
         """
-        n = len(texts)
-        sizes = np.fromiter(map(len, texts), np.int64, n)
-        try:
-            data = np.array(texts, "S")
-        except UnicodeEncodeError:
-            data = np.array([text.encode(errors="surrogatepass") for text in texts], "S")
-        words = max(1, -(-data.dtype.itemsize // 8))
-        if words > _WORDS:  # an id made of a long file name
-            return self.texts(kind, [text if len(text) <= MAX_ID_CHARS else self.text(text) for text in texts])
-        lanes = data.astype(f"S{8 * words}").view(np.uint64).reshape(n, words)
+        return self.columns([(kind, texts)])[1][0]
+
+    def columns(self, columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[Words, list[Hashes]]:
+        """The same for several (kind, texts) in one go; with all the texts, one column after the other."""
+        words = Words.of(list(chain.from_iterable(texts for _, texts in columns)))
+        sizes = [len(texts) for _, texts in columns]
+        salts = np.repeat(np.array([self._salt(kind) for kind, _ in columns], np.uint64), sizes)
+        return words, np.split(self._hashes(words, salts), np.cumsum(sizes)[:-1])
+
+    def _hashes(self, texts: Words, salts: Hashes) -> Hashes:
+        counts = texts.counts
+        if counts.max(initial=0) > _WORDS:  # an id made of a long file name
+            short = [self.text(text) if n > _WORDS else text for text, n in zip(texts, counts.tolist(), strict=True)]
+            return self._hashes(Words.of(short), salts)
         with np.errstate(over="ignore"):
-            lanes = lanes * _MIX_1
+            lanes = texts.words * _MIX_1
             lanes ^= lanes >> _HALF
-            total = (lanes * self._weights[:words]).sum(axis=1, dtype=np.uint64)
+            lanes *= self._weights[places(texts.first, counts)]
             # The size tells apart what ends in NUL characters.
-            mixed = mix(total + sizes.astype(np.uint64) + self._salt(kind))
-        return np.where(sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
+            mixed = mix(_sums(lanes, texts) + _characters(texts) + salts)
+        return np.where(texts.sizes == 0, np.uint64(0), np.maximum(mixed, _SMALLEST))
 
     def text(self, text: str) -> str:
         """The hash, as text, of a text."""
-        return f"{self._digest(text.encode()):016x}"
+        return self._digest(text.encode(errors="surrogatepass")).hex()
 
-    def content(self, raw: msgspec.Raw, ready_made: str | None, leave_out: Fields | None = None) -> str | None:
+    def content(self, raw: bytes | msgspec.Raw, ready_made: str | None, leave_out: Fields | None = None) -> str | None:
         """The hash, as text, of a JSON value that came as raw bytes, or the producer's own hash.
 
         The order of keys and white space do not count. JSON inside a string, as several providers send
@@ -96,10 +106,27 @@ class Hasher:
     def value(self, value: Any, data: bytes, leave_out: Fields | None = None) -> str:
         """The hash, as text, of a value that was decoded from these bytes; see `content`."""
         if value is UNREADABLE:
-            return f"{self._digest(data):016x}"
+            return self._digest(data).hex()
         if leave_out is not None and leave_out.concern(data):
             value = leave_out.strip(value)
-        return f"{self._digest(_encode(value)):016x}"
+        return self._digest(_encode(value)).hex()
+
+
+def _sums(words: Hashes, texts: Words) -> Hashes:
+    """(n,) sum over the words of each text."""
+    upto = np.zeros(len(words) + 1, np.uint64)
+    np.cumsum(words, out=upto[1:])
+    sums: Hashes = upto[texts.first + texts.counts] - upto[texts.first]
+    return sums
+
+
+def _characters(texts: Words) -> Hashes:
+    """(n,) characters of each text."""
+    sizes = texts.sizes.astype(np.uint64)
+    if not (texts.words & _NOT_ASCII).any():
+        return sizes
+    continued = (texts.words.view(np.uint8) & 0xC0) == 0x80
+    return sizes - _sums(continued.reshape(-1, 8).sum(axis=1, dtype=np.uint64), texts)
 
 
 def mix(values: Hashes) -> Hashes:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from burnfuse.event import NOTHING_SENT, UsageEvent
-from detectors.types import Hashes, Ints, Kind
+from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import MOST_SPENT, NUMBERS, Columns
-from stream.ingest.decode import Invalid, event_time
+from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words
+from stream.ingest.decode import Invalid, event_time, event_times
+from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
-from stream.ingest.pricing import PriceBook, split
+from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
-from stream.ingest.semantics import action_of, error_class, finish_of, is_empty, target_of, tool_kind
+from stream.ingest.replayed import Replayed
+from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
+
+_AT_ONCE = 1000
+"""Records taken at once: these, with all that comes of them, stay in the processor's own memory."""
 
 _SEPARATOR = "\x1f"
 _KINDS = {kind.name.lower(): int(kind) for kind in Kind}
@@ -38,6 +46,8 @@ class Record:
     sequence: int = 0
     size: int | None = None
     """Size in bytes where the value was too large to be kept."""
+    replayed: Replayed | None = None
+    """Where the record stood first, if it was sent again."""
 
 
 class Ingest:
@@ -78,9 +88,12 @@ class Ingest:
         for i, event in enumerate(found):
             place = "" if len(found) == 1 else f"[{i}]"
             if isinstance(event, Invalid):
-                taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
+                if record.replayed is None or record.replayed.wants(i):
+                    taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
                 continue
             event.event_id = event.event_id or self._where(record) + place
+            if record.replayed is not None and not record.replayed.wants(i, event.event_id):
+                continue
             try:
                 self._settle(event, record, now)
             except Invalid as invalid:
@@ -92,22 +105,6 @@ class Ingest:
                 continue
             taken.append(Reject(reason, detail, self._where(record) + place, size, event.event_id))
         return taken
-
-    def _usual(self, record: Record, now: float) -> UsageEvent | None:
-        """The one good event of a record, as nearly all are; None: `events` will tell what is in it."""
-        value = record.value
-        if not value or record.size is not None or len(value) > self._settings.max_record_bytes:
-            return None
-        event = self._format.single(value)
-        if event is None:
-            return None
-        try:
-            self._settle(event, record, now)
-        except (Invalid, RecursionError):
-            return None
-        if not event.event_id:
-            event.event_id = self._where(record)
-        return event
 
     def _settle(self, event: UsageEvent, record: Record, now: float) -> None:
         """Puts a number in place of the event's time, and hashes in place of its contents.
@@ -123,112 +120,190 @@ class Ingest:
         self._hash(event)
 
     def _where(self, record: Record) -> str:
-        return self._name_of(record.source, record.position)
+        # One that was sent again keeps its name: ids made of it stay the same.
+        return record.replayed.source if record.replayed is not None else self._name_of(record.source, record.position)
 
     def _hash(self, event: UsageEvent) -> None:
         """Puts hashes in place of contents that were sent as they are."""
         if event.args is NOTHING_SENT and event.result is NOTHING_SENT:
             return
-        args = result = None
+        args, result = bytes(event.args), bytes(event.result)
+        no_args = no_result = None
         if event.tool:
-            args, result = self._volatile.of(event.tool, action_of(event.args))
-        data = bytes(event.args)
-        if event.tool and data and data != b"null":
-            value = decoded(data)
+            no_args, no_result = self._volatile.of(event.tool, action_of(args))
+        if event.tool and args and args != b"null":
+            value = decoded(args)
             if not event.target_hash:
                 target = target_of(value)
                 event.target_hash = target and self._hasher.text(target)
-            event.args_hash = self._hasher.value(value, data, args)
+            event.args_hash = self._hasher.value(value, args, no_args)
         else:
-            event.args_hash = self._hasher.content(event.args, event.args_hash)
-        event.result_hash = self._hasher.content(event.result, event.result_hash, result)
+            event.args_hash = self._hasher.content(args, event.args_hash)
+        event.result_hash = self._hasher.content(result, event.result_hash, no_result)
 
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
         rejects: list[Reject] = []
-        events: list[UsageEvent] = []
-        origins: list[Record] = []
-        now = self._clock.now()
-        for record in records:
-            usual = self._usual(record, now)
-            for event in (usual,) if usual is not None else self.events(record):
-                if isinstance(event, Reject):
-                    rejects.append(event)
-                else:
-                    events.append(event)
-                    origins.append(record)
-        return (self._columns(events, origins) if events else Columns.empty()), rejects
+        parts: list[tuple[Words, dict[str, NDArray[Any]]]] = []
+        for low in range(0, len(records), _AT_ONCE):
+            events: list[UsageEvent] = []
+            origins: list[Record] = []
+            some = records[low : low + _AT_ONCE]
+            for record, usual in zip(some, self._usual(some), strict=True):
+                for event in (usual,) if usual is not None else self.events(record):
+                    if isinstance(event, Reject):
+                        rejects.append(event)
+                    else:
+                        events.append(event)
+                        origins.append(record)
+            if events:
+                parts.append(self._columns(events, origins))
+        if not parts:
+            return Columns.empty(), rejects
+        texts = Texts.stored(Words.stack([words for words, _ in parts], len(TEXTS)))
+        return Columns(texts, {name: np.concatenate([n[name] for _, n in parts]) for name in NUMBERS}), rejects
 
-    def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> Columns:
-        """A column at a time: that costs a fraction of an event at a time."""
+    def _usual(self, records: Sequence[Record]) -> list[UsageEvent | None]:
+        """The one good event of each record, as nearly all have; None: `events` will tell what is in it.
+
+        The same as `events` does, for all records at once.
+        """
+        limit = self._settings.max_record_bytes
+        values = [record.value if record.size is None and record.replayed is None else None for record in records]
+        events = self._format.singles([value if value and len(value) <= limit else b"" for value in values])
+        times = event_times([math.nan if event is None else event.ts for event in events])
+        logged = np.array([record.log_ms for record in records], np.int64)
+        latest = np.where(logged != 0, logged / 1000, self._clock.now()) + self._settings.future_s
+        for i in np.flatnonzero(~(times <= latest)).tolist():
+            events[i] = None
+        for event, record, time in zip(events, records, times.tolist(), strict=True):
+            if event is not None:
+                event.ts = time
+                if not event.event_id:
+                    event.event_id = self._where(record)
+        for i, event in enumerate(events):
+            if event is not None and (event.args is not NOTHING_SENT or event.result is not NOTHING_SENT):
+                try:
+                    self._hash(event)
+                except RecursionError:
+                    events[i] = None
+        return events
+
+    def _columns(
+        self, events: Sequence[UsageEvent], origins: Sequence[Record]
+    ) -> tuple[Words, dict[str, NDArray[Any]]]:
+        """Text columns, one after the other, and numbers. A column at a time costs a fraction of an event at a time."""
+        n = len(events)
         agent_id = [e.agent_id for e in events]
         run_id = [e.run_id or e.agent_id for e in events]
         root_run_id = [e.root_run_id or run for e, run in zip(events, run_id, strict=True)]
-        texts = {
-            "event_id": [e.event_id or "" for e in events],
-            "agent_id": agent_id,
-            "run_id": run_id,
-            "root_run_id": root_run_id,
-            "parent_run_id": [
-                e.parent_run_id or (root if e.parent_agent_id else "")
-                for e, root in zip(events, root_run_id, strict=True)
-            ],
-            "to_agent_id": [e.to_agent_id or "" for e in events],
-            "to_run_id": [e.to_run_id or "" for e in events],
-            "tool": [e.tool or "" for e in events],
-        }
-        many, few = self._hasher.texts, self._few
-        tool = few("tool", texts["tool"])
-        agent = many("agent", agent_id)
-        kind = np.array([_KINDS[e.kind] for e in events], np.uint8)
-        failed = np.array([e.status == "error" for e in events], bool)
+        parent_run_id = [
+            e.parent_run_id or (root if e.parent_agent_id else "") for e, root in zip(events, root_run_id, strict=True)
+        ]
+        tool = [e.tool or "" for e in events]
+        args_hash = [e.args_hash or "" for e in events]
+        result_hash = [e.result_hash or "" for e in events]
+        failed = np.fromiter([e.status == "error" for e in events], bool, n)
+        failures = np.flatnonzero(failed)
+        tools, models = Distinct.of(tool), Distinct.of([e.model for e in events])
+        words, hashes = self._hasher.columns(
+            [
+                # The text columns, in their order; then what only a hash is kept of.
+                ("event", [e.event_id or "" for e in events]),
+                ("agent", agent_id),
+                ("run", run_id),
+                ("run", root_run_id),
+                ("run", parent_run_id),
+                ("agent", [e.to_agent_id or "" for e in events]),
+                ("run", [e.to_run_id or "" for e in events]),
+                ("tool", tool),
+                ("content", args_hash),
+                ("content", result_hash),
+                ("target", [e.target_hash or "" for e in events]),
+                ("round", [e.round_id or "" for e in events]),
+                ("error", [error_class(events[i]) for i in failures.tolist()]),
+                ("model", [model or "" for model in models.values]),
+                ("group", self._groups(events)),
+            ]
+        )
+        event, agent, run, root, _, receiver, _, tool_id, args, result, target, round_, error, model, group = hashes
+        errors = np.zeros(n, np.uint64)
+        errors[failures] = error
+        kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, n)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
-        what = np.where(kind == Kind.TOOL, tool, kind)
-        group = [_SEPARATOR.join([getattr(e, name) or "" for name in self._settings.group_by]) for e in events]
-        numbers = {
-            "event": many("event", texts["event_id"]),
-            "run": join(agent, many("run", run_id)),
-            "root": many("run", root_run_id),
-            "ts": [e.ts for e in events],
+        what = np.where(kind == Kind.TOOL, tool_id, kind)
+        ts = np.fromiter([e.ts for e in events], np.float64, n)
+        used = Used.of(events)
+        sent = [i for i, e in enumerate(events) if e.args is not NOTHING_SENT or e.result is not NOTHING_SENT]
+        numbers: dict[str, NDArray[Any] | list[Any]] = {
+            "event": event,
+            "run": join(agent, run),
+            "root": root,
+            "ts": ts,
             "kind": kind,
             "failed": failed,
             "http_status": [e.http_status or 0 for e in events],
-            "error": many("error", [error_class(e) if e.status == "error" else "" for e in events]),
-            "finish": [finish_of(e.finish_reason) for e in events],
-            "signature": join(what, many("content", [e.args_hash or "" for e in events])),
-            "result": many("content", [e.result_hash or "" for e in events]),
-            "empty": [e.result_hash is not None and is_empty(e.result, e.result_hash) for e in events],
-            "tool_id": tool,
-            "tool_kind": [tool_kind(e.tool, e.args, self._settings.tool_kinds) if e.tool else 0 for e in events],
-            "target": many("target", [e.target_hash or "" for e in events]),
-            "round": many("round", [e.round_id or "" for e in events]),
+            "error": errors,
+            "finish": Distinct.of([e.finish_reason for e in events]).each(finish_of, np.uint8),
+            "signature": join(what, args),
+            "result": result,
+            "empty": self._empty(events, result_hash, sent),
+            "tool_id": tool_id,
+            "tool_kind": self._tool_kinds(events, tools, sent),
+            "target": target,
+            "round": round_,
             "sender": agent,
-            "receiver": many("agent", texts["to_agent_id"]),
-            "model": few("model", [e.model or "" for e in events]),
-            "group": few("group", [text.strip(_SEPARATOR) and text for text in group]),
-            "input": [-1 if e.input_tokens is None else e.input_tokens for e in events],
-            "cached": [-1 if e.cached_input_tokens is None else e.cached_input_tokens for e in events],
-            "output": [-1 if e.output_tokens is None else e.output_tokens for e in events],
-            "tokens": self._tokens(events),
-            "cost": [min(self._prices.cost(e, float(e.ts)) or 0, MOST_SPENT) for e in events],
-            "in_tree": [bool(e.root_run_id or e.parent_run_id) or e.kind in ("message", "spawn") for e in events],
+            "receiver": receiver,
+            "model": models.all(model),
+            "group": group,
+            "input": used.input,
+            "cached": used.cached,
+            "output": used.output,
+            "tokens": self._tokens(used),
+            "cost": np.minimum(self._prices.costs(events, ts, models, used), MOST_SPENT).astype(np.int64),
+            "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }
-        return Columns(texts, {name: np.asarray(numbers[name], dtype) for name, dtype in NUMBERS.items()})
+        columns = {
+            name: column.astype(dtype, copy=False)
+            if isinstance(column := numbers[name], np.ndarray)
+            else np.fromiter(column, dtype, n)
+            for name, dtype in NUMBERS.items()
+        }
+        return words.head(len(TEXTS) * n), columns
 
-    def _few(self, kind: str, texts: Sequence[str]) -> Hashes:
-        """(n,) hashes of n texts of which there are few different ones."""
-        known = dict.fromkeys(texts, 0)
-        known = dict(zip(known, self._hasher.texts(kind, list(known)).tolist(), strict=True))
-        return np.array([known[text] for text in texts], np.uint64)
+    def _empty(self, events: Sequence[UsageEvent], result_hash: Sequence[str], sent: Sequence[int]) -> list[bool]:
+        """Whether a result was sent and holds nothing.
 
-    def _tokens(self, events: Sequence[UsageEvent]) -> Ints:
+        Args:
+            sent: Which events came with contents.
+        """
+        empty = [len(known) in SIZES_OF_NOTHING and is_empty(NOTHING_SENT, known) for known in result_hash]
+        for i in sent:
+            empty[i] = bool(result_hash[i]) and is_empty(events[i].result, result_hash[i])
+        return empty
+
+    def _groups(self, events: Sequence[UsageEvent]) -> list[str]:
+        """What makes a group, "" where nothing of it is known."""
+        columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
+        names = list(map(_SEPARATOR.join, zip(*columns, strict=True))) if columns else [""] * len(events)
+        return [name.strip(_SEPARATOR) and name for name in names]
+
+    def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str], sent: Sequence[int]) -> Ints:
+        """(n,) kinds of tools; where there are arguments, these count, too."""
+        named = self._settings.tool_kinds
+        kinds = tools.each(lambda tool: tool_kind(tool, named=named), np.uint8)
+        for i in sent:
+            kinds[i] = tool_kind(events[i].tool, events[i].args, named)
+        return kinds
+
+    def _tokens(self, used: Used) -> Ints:
         """(n,) effective tokens, in thousandths."""
         w = self._weights
-        read, cached, written, output = np.array([split(e) for e in events], float).T
+        read, cached, written, output = used.split
         # Term by term: a matrix product rounds differently from one batch size to the next.
         tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
         thousandths: Ints = np.rint(np.minimum(tokens * 1000, MOST_SPENT)).astype(np.int64)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 from genai_prices import Usage, calc_price
 
 from burnfuse.event import UsageEvent
+from detectors.types import Floats, Ints
+from stream.ingest.distinct import Distinct
 
 NANO = 10**9
 _LARGE_CONTEXT = 100_000
@@ -26,6 +29,13 @@ class Price:
     """Price of tokens read from the cache; as `input` if not given."""
     cache_write: float | None = None
     """Price of tokens written to the cache; as `input` if not given."""
+
+    @property
+    def rates(self) -> tuple[float, float, float, float]:
+        """The prices in the order of `split`."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        written = self.input if self.cache_write is None else self.cache_write
+        return self.input, cached, written, self.output
 
 
 class PriceBook:
@@ -53,13 +63,39 @@ class PriceBook:
         price = own or self._listed(event.provider, event.model, int(ts // 86400))
         if price is None:
             return None
-        dollars_per_million = (
-            read * price.input
-            + cached * (price.input if price.cached_input is None else price.cached_input)
-            + written * (price.input if price.cache_write is None else price.cache_write)
-            + output * price.output
-        )
+        of = price.rates
+        dollars_per_million = read * of[0] + cached * of[1] + written * of[2] + output * of[3]
         return round(dollars_per_million * (NANO // 10**6))
+
+    def costs(self, events: Sequence[UsageEvent], ts: Floats, models: Distinct[str | None], used: Used) -> Floats:
+        """(n,) `cost` of each event as a whole number, 0 where nobody knows it.
+
+        Args:
+            ts: (n,) event times, s.
+            models: The events' models.
+            used: The events' tokens.
+        """
+        said = [event.cost_usd for event in events]
+        dollars = np.array(said, np.float64) if said.count(None) < len(said) else np.full(len(said), np.nan)
+        silent = np.isnan(dollars)  # which None becomes
+        costs = np.where(silent, 0.0, np.rint(dollars * NANO))
+        named = models.each(lambda model: model is not None, bool)
+        rows = np.flatnonzero(silent & named & ((used.input > 0) | (used.output > 0)))
+        providers = Distinct.of([events[i].provider for i in rows.tolist()])
+        days = Distinct.of((ts[rows] // 86400).tolist())
+        calls = Distinct.together(providers, models.take(rows), days)
+        prices = [
+            self._own.get(model) or self._listed(provider, model, int(day)) for provider, model, day in calls.values
+        ]
+        unknown = (0.0, 0.0, 0.0, 0.0)
+        rates = calls.all(np.array([unknown if price is None else price.rates for price in prices]).reshape(-1, 4)).T
+        read, cached, written, output = (tokens[rows] for tokens in used.split)
+        dollars_per_million = read * rates[0] + cached * rates[1] + written * rates[2] + output * rates[3]
+        costs[rows] = np.rint(dollars_per_million * (NANO // 10**6))
+        listed = calls.each(lambda call: call[1] not in self._own, bool)
+        for i in rows[listed & (read + cached + written > _LARGE_CONTEXT)].tolist():
+            costs[i] = self.cost(events[i], float(ts[i])) or 0
+        return costs
 
     def _listed_price(self, provider: str | None, model: str, day: int) -> Price | None:
         ts, n = day * 86400.0, 1000
@@ -93,3 +129,33 @@ def split(event: UsageEvent) -> tuple[int, int, int, int]:
     written = event.cache_write_tokens or 0
     read = max(0, (event.input_tokens or 0) - cached - written)
     return read, cached, written, event.output_tokens or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Tokens of n calls, -1 where unknown."""
+
+    input: Ints
+    cached: Ints
+    written: Ints
+    output: Ints
+
+    @classmethod
+    def of(cls, events: Sequence[UsageEvent]) -> Used:
+        """The events' tokens."""
+        counts = (
+            [-1 if (n := e.input_tokens) is None else n for e in events],
+            [-1 if (n := e.cached_input_tokens) is None else n for e in events],
+            [-1 if (n := e.cache_write_tokens) is None else n for e in events],
+            [-1 if (n := e.output_tokens) is None else n for e in events],
+        )
+        return cls(*(np.fromiter(count, np.int64, len(events)) for count in counts))
+
+    @property
+    def split(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """`split` of all calls: whole numbers, which these floats hold exactly."""
+        cached, written = np.maximum(self.cached, 0), np.maximum(self.written, 0)
+        read = np.maximum(np.maximum(self.input, 0) - cached - written, 0)
+        parts = (read, cached, written, np.maximum(self.output, 0))
+        read_, cached_, written_, output_ = (part.astype(np.float64) for part in parts)
+        return read_, cached_, written_, output_

@@ -38,25 +38,25 @@ _NAMES = {
 # Tools of public agents whose names mislead.
 _KNOWN = {"process": ToolKind.POLL, "process_manage": ToolKind.POLL, "bash_output": ToolKind.POLL}
 _KINDS = {word: int(kind) for kind, words in _NAMES.items() for word in words.split()}
-_ABSENT = msgspec.Raw()
 
 # Tools with several uses say which in an argument.
 _ACTION = re.compile(rb'"(?:action|operation|method|mode)\\?"\s*:\s*\\?"([A-Za-z_-]{1,40})\\?"')
-_ACTION_WORDS = (b'"action', b'"operation', b'"method', b'"mode', b'\\"')
+_ACTION_WORDS = ('"action', '"operation', '"method', '"mode', '\\"')
 _WAITS = re.compile(rb'"(?:command|cmd)\\?"\s*:\s*\\?"\s*(?:sleep|wait|watch|tail -f)\b')
 _LOOKED_AT = 2000
 """Bytes of the arguments in which the action is looked for."""
 
 
-def action_of(args: msgspec.Raw) -> str:
+def action_of(args: bytes | msgspec.Raw) -> str:
     """What a tool with several uses is asked to do, "" if it does not say.
 
     >>> action_of(msgspec.Raw(b'{"action": "send", "text": "hi"}'))
     'send'
     """
     data = bytes(args)[:_LOOKED_AT]
+    text = data.decode("latin-1")
     for word in _ACTION_WORDS:
-        if word in data:
+        if word in text:
             found = _ACTION.search(data)
             return found[1].decode().lower() if found else ""
     return ""
@@ -72,7 +72,7 @@ def _kind_of_name(name: str) -> int:
     return kind if kind == ToolKind.MUTATE or _WAITING.isdisjoint(words) else int(ToolKind.POLL)
 
 
-def tool_kind(name: str | None, args: msgspec.Raw = _ABSENT, named: Mapping[str, str] | None = None) -> int:
+def tool_kind(name: str | None, args: bytes | msgspec.Raw = b"", named: Mapping[str, str] | None = None) -> int:
     """`ToolKind` of a call: as configured, else by the action it names, else by the words of the tool's name.
 
     Args:
@@ -87,10 +87,11 @@ def tool_kind(name: str | None, args: msgspec.Raw = _ABSENT, named: Mapping[str,
         if fnmatchcase(name, pattern):
             return int(ToolKind[kind.upper()])
     kind_of_name = _kind_of_name(name)
-    if bytes(args):
-        if kind_of_name == ToolKind.SHELL and _WAITS.search(bytes(args)[:_LOOKED_AT]):
+    data = bytes(args)[:_LOOKED_AT]
+    if data:
+        if kind_of_name == ToolKind.SHELL and _WAITS.search(data):
             return int(ToolKind.POLL)
-        by_action = _kind_of_name(action_of(args))
+        by_action = _kind_of_name(action_of(data))
         if by_action != ToolKind.UNKNOWN:
             return by_action
     return kind_of_name
@@ -198,6 +199,9 @@ _HASHES_OF_NOTHING = frozenset(
     for text in (b"", b'""', b"[]", b"{}")
 )
 """What producers that hash send for empty results."""
+_PREFIX = "sha256:"
+SIZES_OF_NOTHING = frozenset(len(text) + more for text in _HASHES_OF_NOTHING for more in (0, len(_PREFIX)))
+"""Characters of hashes that may be those of empty results."""
 
 
 def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
@@ -209,4 +213,4 @@ def is_empty(result: msgspec.Raw, ready_made: str | None = None) -> bool:
     data = bytes(result)
     if data:
         return _NOTHING.fullmatch(data) is not None
-    return ready_made is not None and ready_made.lower().removeprefix("sha256:") in _HASHES_OF_NOTHING
+    return ready_made is not None and ready_made.lower().removeprefix(_PREFIX) in _HASHES_OF_NOTHING

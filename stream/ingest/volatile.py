@@ -69,13 +69,13 @@ class Fields:
 
     names: frozenset[str]
     """Names of fields, or `parent.name`; lower case, without separators."""
-    stems: tuple[bytes, ...]
-    """Where none of these is found, there is nothing to leave out: looking for them is cheap."""
+    stems: tuple[str, ...]
+    """UTF-8 read as Latin-1. Where none of these is found, there is nothing to leave out: that is cheap to see."""
     text: re.Pattern[str] | None
 
     def concern(self, data: bytes) -> bool:
         """Whether this JSON text may hold such a field."""
-        lower = data.lower()
+        lower = data.lower().decode("latin-1")  # texts are looked through several times faster than bytes
         for stem in self.stems:  # noqa: SIM110 - run for every event, where a generator costs as much as the search
             if stem in lower:
                 return True
@@ -145,7 +145,7 @@ def _fields(names: list[str], texts: Mapping[str, str] = MappingProxyType({})) -
     # The first word of a name stands in it however it is written.
     words = {(_WORD.findall(name.rpartition(".")[2]) or [name])[0].lower() for name in names}
     text = "|".join(texts.values())
-    stems = tuple(sorted(word.encode() for word in words | set(texts)))
+    stems = tuple(sorted(word.encode().decode("latin-1") for word in words | set(texts)))
     return Fields(plain, stems, re.compile(text, re.IGNORECASE) if text else None)
 
 

@@ -67,8 +67,19 @@ def lose_a_kill_command(found: Outcome) -> None:
     del found.proposals[next(c for c, incident in found.proposals.items() if incident in found.incidents)]
 
 
-DAMAGES = [lose_a_finding, make_up_a_finding, change_a_field, find_again_but_differently, lose_an_incident, leave_an_incident_open,
-           open_an_incident_twice, post_twice, post_about_another_twice, post_nothing, lose_a_kill_command]  # fmt: skip
+DAMAGES = [
+    lose_a_finding,
+    make_up_a_finding,
+    change_a_field,
+    find_again_but_differently,
+    lose_an_incident,
+    leave_an_incident_open,
+    open_an_incident_twice,
+    post_twice,
+    post_about_another_twice,
+    post_nothing,
+    lose_a_kill_command,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

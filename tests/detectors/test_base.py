@@ -116,10 +116,10 @@ def page(detector: Detector, rows: int = 3) -> bytes:
 @pytest.mark.parametrize(
     ("saved", "says"),
     [
-        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 2"),
+        (page(Null(DetectorConfig())), "saved state is of null version 1, this is retry_loop version 3"),
         (page(RetryLoop(RetryLoopConfig()))[:50], "saved state is damaged"),
         (b"", "saved state is damaged"),
-        (page(RetryLoop(RetryLoopConfig()), 4), r"saved field 'n' is <i4\(4,\), expected <i4\(3,\)"),
+        (page(RetryLoop(RetryLoopConfig()), 4), r"saved field 'start' is <f8\(4,\), expected <f8\(3,\)"),
     ],
     ids=["of another detector", "cut short", "empty", "of more rows"],
 )

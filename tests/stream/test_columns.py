@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import encode, good
 
 from stream.clock import ManualClock
-from stream.columns import BOUNDS, MAX_PARTITIONS, NUMBERS, TEXTS, Columns, Packed
+from stream.columns import BOUNDS, MAX_PARTITIONS, NUMBERS, TEXTS, Columns, Packed, Words
 from stream.errors import PackedRecordError
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
@@ -40,7 +40,7 @@ def numbers(n: int, seed: int) -> dict[str, Any]:
 @st.composite
 def columns(draw: st.DrawFn) -> Columns:
     n = draw(st.integers(0, 8))
-    texts = {name: draw(st.lists(st.text(max_size=5), min_size=n, max_size=n)) for name in TEXTS}
+    texts = {name: draw(st.lists(st.text(max_size=9), min_size=n, max_size=n)) for name in TEXTS}
     return Columns(texts, numbers(n, draw(st.integers(0, 2**32))))
 
 
@@ -112,14 +112,15 @@ def changed(at: int, value: Any) -> bytes:
         (ENCODED[:-1], "damaged"),
         (ENCODED + b"\0", "damaged"),
         (msgspec.msgpack.encode(fields()[:-1]), "damaged"),
-        (changed(0, 4), "format 4, this worker reads 3; run the same version of burnfuse on all workers"),
+        (changed(0, 3), "format 3, this worker reads 4; run the same version of burnfuse on all workers"),
         (changed(0, "1"), "damaged"),
         (changed(1, {"a": 1}), "damaged"),
-        (changed(3, fields()[3][:-1]), "columns are missing"),
-        (changed(3, [*fields()[3], [b"", b""]]), "columns are missing"),
-        (changed(3, [[b"", b""], *fields()[3][1:]]), "its columns differ in length"),
-        (changed(3, [[fields()[3][0][0], b"one too many" + fields()[3][0][1]], *fields()[3][1:]]), "cut short"),
-        (changed(3, [[b"\xff"], *fields()[3][1:]]), "damaged"),
+        (changed(3, fields()[3][:-1]), "damaged"),
+        (changed(3, [b"", b""]), "its columns differ in length"),
+        (changed(3, [fields()[3][0] + bytes(4), fields()[3][1]]), "its columns differ in length"),
+        (changed(3, [fields()[3][0], b"one word" + fields()[3][1]]), "cut short"),
+        (changed(3, [fields()[3][0], b"one too many" + fields()[3][1]]), "cut short"),
+        (changed(3, [fields()[3][0][:-1], fields()[3][1]]), "cut short"),
         (changed(4, fields()[4][:-1]), "columns are missing"),
         (changed(4, [fields()[4][0][:-1], *fields()[4][1:]]), "columns are missing"),
         (changed(4, [fields()[4][0][:-8], *fields()[4][1:]]), "its columns differ in length"),
@@ -188,3 +189,26 @@ def test_more_partitions_than_a_topic_can_have_are_a_damaged_record() -> None:
     # Whoever merges asks for the progress of each of them.
     with pytest.raises(PackedRecordError, match="damaged"):
         Packed.decode(Packed(Columns.empty(), {}, 10**12).encode())
+
+
+ODD = st.text(st.sampled_from("ab\0é日😀\udc80"), max_size=20)
+
+
+@given(st.lists(st.text(max_size=20) | ODD), st.data())
+def test_texts_in_one_piece_are_the_texts(texts: list[str], data: st.DataObject) -> None:
+    words = Words.of(texts)
+    assert words.tolist() == list(words) == texts
+    at = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=9) if texts else st.just([])), np.int64)
+    assert words.take(at).tolist() == [texts[i] for i in at]
+    assert Words.join([words, words.take(at)]).tolist() == [*texts, *(texts[i] for i in at)]
+    assert Words.decode(*words.encode()).tolist() == texts
+    assert words[1:].tolist() == texts[1:]
+
+
+@given(columns(), columns(), st.randoms())
+def test_events_of_several_pieces_can_be_sent(one: Columns, other: Columns, rng: random.Random) -> None:
+    index = np.array(rng.sample(range(len(one) + len(other)), len(one) + len(other)), np.int64)
+    mixed = Columns.join([one, other]).take(index)
+    texts = [a + b for a, b in zip(one.texts.values(), other.texts.values(), strict=True)]
+    assert list(mixed.texts.values()) == [[column[i] for i in index] for column in texts]
+    assert same(Packed.decode(Packed(mixed, {}, 1).encode()).columns, mixed)

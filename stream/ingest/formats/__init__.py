@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from burnfuse.event import UsageEvent
@@ -26,8 +26,8 @@ class Format(Protocol):
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         """What the record holds; never raises for what is in it."""
 
-    def single(self, record: bytes) -> UsageEvent | None:
-        """The event of a record that holds just one, at the least cost; None: `events` will tell."""
+    def singles(self, records: Sequence[bytes]) -> list[UsageEvent | None]:
+        """The event of each record that holds just one, at the least cost; None: `events` will tell."""
 
 
 _formats: dict[str, Format] = {}
@@ -62,8 +62,10 @@ class _Auto:
     def recognizes(self, record: bytes) -> bool:
         return True
 
-    def single(self, record: bytes) -> UsageEvent | None:
-        return None if any(other.recognizes(record) for other in self._others) else self._native.single(record)
+    def singles(self, records: Sequence[bytes]) -> list[UsageEvent | None]:
+        if self._others:
+            records = [b"" if any(other.recognizes(record) for other in self._others) else record for record in records]
+        return self._native.singles(records)
 
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         for other in self._others:

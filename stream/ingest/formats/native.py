@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from burnfuse.event import UsageEvent
-from stream.ingest.decode import Invalid, decode_event, elements
+from stream.ingest.decode import Invalid, decode_event, decode_singles, elements
 from stream.ingest.formats import register
 
 _SPACE = b" \t\r\n"
@@ -22,13 +22,8 @@ class Native:
     def recognizes(self, record: bytes) -> bool:
         return record.lstrip(_SPACE)[:1] in (b"{", b"[")
 
-    def single(self, record: bytes) -> UsageEvent | None:
-        if not record.startswith(b"{"):
-            return None
-        try:
-            return decode_event(record)
-        except Invalid:
-            return None
+    def singles(self, records: Sequence[bytes]) -> list[UsageEvent | None]:
+        return decode_singles(records)
 
     def events(self, record: bytes) -> Iterator[UsageEvent | Invalid]:
         if record.lstrip(_SPACE)[:1] != b"[":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.ingest.decode import Invalid, decode_event, elements, event_time
+from stream.ingest.decode import Invalid, decode_event, decode_singles, elements, event_time, event_times
 from stream.ingest.reject import Reason
 
 NOON = 1_750_000_000.0
@@ -90,6 +90,40 @@ def test_milliseconds_are_recognised_but_not_guessed(written: float) -> None:
 def test_a_time_is_a_time_or_refused(written: str | float) -> None:
     with contextlib.suppress(Invalid):
         assert 0 <= event_time(written) <= 253402300799
+
+
+def alone(written: str | float) -> float:
+    try:
+        return event_time(written)
+    except Invalid:
+        return float("nan")
+
+
+# Close to the middle between two microseconds is where a cheap way of rounding goes wrong.
+CLOSE = st.builds(lambda us, off: (us + 0.5 + off) / 1e6, st.integers(0, 5 * 10**15), st.floats(-0.5, 0.5))
+TIMES = CLOSE | st.floats() | st.floats(0, 5e9) | st.integers() | st.integers(0, 1 << 33) | st.datetimes().map(str)
+
+
+@given(st.lists(TIMES | st.sampled_from([10**400, -0.0, 4294967296.0, 253402300799, "2025-06-15T15:06:40.5Z"])))
+def test_times_all_at_once_are_what_each_is_alone(written: list[str | float]) -> None:
+    assert repr(event_times(written).tolist()) == repr([alone(value) for value in written])
+
+
+def test_records_of_one_event_are_decoded_and_others_left_alone() -> None:
+    good = b'{"agent_id": "a", "ts": 1}'
+    odd = [
+        b"",
+        b"{",
+        b"[%s]" % good,
+        b"%s,%s" % (good, good),
+        b"\xff",
+        b'{"agent_id": "\\ud83d", "ts": 1}',
+        b"1",
+        good + b"\0",
+    ]
+    odd += [b'{"agent_id": "a", "ts": 1, "x": [', b"]}", b'{"agent_id": "a", "ts": 1, "x": %s' % (b"[" * 10_000)]
+    found = decode_singles([good, *odd, b" %s " % good])
+    assert found == [decode_event(good), *[None] * len(odd), decode_event(good)]
 
 
 @pytest.mark.parametrize(

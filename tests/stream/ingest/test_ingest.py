@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import START
 
 from burnfuse.event import UsageEvent
 from detectors.types import Kind, ToolKind
 from stream.clock import ManualClock
-from stream.columns import NUMBERS, TEXTS
+from stream.columns import NUMBERS, TEXTS, Columns
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reject
 from stream.pipeline import make_ingest
@@ -170,3 +171,69 @@ def test_columns_are_as_long_as_there_are_good_events(times: list[float]) -> Non
     assert {len(column) for column in columns.texts.values()} == {len(times)}
     assert {len(column) for column in columns.numbers.values()} == {len(times)}
     assert columns.numbers["ts"].tolist() == [round(ts, 6) for ts in times]
+
+
+# ------------------------------------------------------------------------------- all at once, and one by one
+
+TEXT = (
+    st.sampled_from(["", "a", "b\0", "é", "stop", "gpt-4o", "x" * 300, "d41d8cd98f00b204e9800998ecf8427e"]) | st.none()
+)
+CONTENT: st.SearchStrategy[Any] = st.sampled_from(
+    [None, "", [], {"path": "a", "request_id": 1}, {"action": "send"}, '{"pid": 3}', "pid 17", " text ", 0]
+)
+TIME = st.floats(START, START + 9) | st.sampled_from(
+    [0, -1, int(START), "2025-06-15T15:06:40Z", "soon", START + 1e9, 10**18, 10**400]
+)
+FIELDS = st.fixed_dictionaries(
+    {"agent_id": st.sampled_from(["a", "b", "é", ""]), "ts": TIME},
+    optional={
+        **dict.fromkeys(("event_id", "run_id", "root_run_id", "parent_run_id", "parent_agent_id"), TEXT),
+        **dict.fromkeys(("to_agent_id", "to_run_id", "round_id", "tenant", "provider", "model"), TEXT),
+        **dict.fromkeys(("args_hash", "result_hash", "target_hash", "error_type", "finish_reason"), TEXT),
+        **dict.fromkeys(("input_tokens", "cached_input_tokens", "output_tokens", "http_status"), st.integers(-1, 600)),
+        "kind": st.sampled_from(["llm", "tool", "message", "outcome", "else"]),
+        "status": st.sampled_from(["ok", "error"]),
+        "tool": st.sampled_from(["exec", "read_file", "message", "", None]),
+        "args": CONTENT,
+        "result": CONTENT,
+        "cost_usd": st.floats(0, 10),
+    },
+)
+GOOD = FIELDS.map(lambda fields: json.dumps(fields).encode())
+DEEP = json.dumps({"agent_id": "a", "ts": START, "tool": "t", "args": "[" * 5000 + "]" * 5000}).encode()
+VALUE = (
+    GOOD
+    | st.sampled_from([None, b"", b" ", b"{", b"[]", b"]", b"\xff", b"1,2", b'{"agent_id": "\\ud83d", "ts": 1}', DEEP])
+    | st.lists(GOOD, max_size=3).map(lambda items: b"[" + b",".join(items) + b"]")
+    | st.lists(GOOD, min_size=2, max_size=2).map(b",".join)
+    | st.builds(lambda value, at: value[:at], GOOD, st.integers(0, 200))
+    | st.binary(max_size=9)
+)
+KEPT = st.builds(Record, VALUE, st.integers(0, 3), st.integers(0, 99), st.sampled_from([0, LOGGED]))
+DROPPED = st.builds(Record, st.none(), st.just(1), st.just(2), size=st.sampled_from([3, 1 << 30]))
+RECORDS = st.lists(KEPT | DROPPED, max_size=9)
+CONFIG = "input: {group_by: [tenant, team, model], tool_kinds: {read*: poll}, volatile: {read*: {result: [path]}}}"
+
+
+def rows(columns: Columns) -> list[tuple[Any, ...]]:
+    return list(zip(*columns.texts.values(), *(column.tolist() for column in columns.numbers.values()), strict=True))
+
+
+@given(RECORDS, st.sampled_from([PLAIN, ingest(CONFIG, "key")]), st.integers(1, 4))
+@settings(deadline=None)  # the first price of a model and day takes its time
+def test_records_taken_at_once_are_what_each_is_alone(records: list[Record], stage: Ingest, at_once: int) -> None:
+    with mock.patch("stream.ingest.ingest._AT_ONCE", at_once):
+        columns, rejects = stage.columns(records)
+    alone = [stage.columns([record]) for record in records]
+    assert rows(columns) == [row for one, _ in alone for row in rows(one)]
+    assert rejects == [reject for _, some in alone for reject in some]
+
+
+@given(RECORDS)
+@settings(deadline=None)
+def test_the_short_way_for_usual_records_tells_what_the_careful_way_tells(records: list[Record]) -> None:
+    quick = PLAIN.columns(records)
+    with mock.patch.object(Ingest, "_usual", lambda _, some: [None] * len(some)):
+        careful = PLAIN.columns(records)
+    assert rows(quick[0]) == rows(careful[0])
+    assert quick[1] == careful[1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnfuse.event import MAX_NUMBER, UsageEvent
-from stream.ingest.pricing import NANO, Price, PriceBook, split
+from stream.ingest.distinct import Distinct
+from stream.ingest.pricing import NANO, Price, PriceBook, Used, split
 
 TS = 1_750_000_000.0
 OWN = PriceBook({"our-model": Price(2.0, 8.0, 0.5, 3.0), "flat": Price(1.0, 1.0)})
@@ -68,3 +70,34 @@ def test_any_call_has_a_price_or_none(model: str, provider: str | None, n: tuple
     used = dict(zip(("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens"), n, strict=True))
     found = OWN.cost(UsageEvent(agent_id="a", ts=float(ts), model=model, provider=provider, **used), float(ts))
     assert found is None or found >= 0
+
+
+LISTED = PriceBook({"our-model": Price(2.0, 8.0, 0.5, 3.0), "odd": Price(0.1, 1 / 3, 0.7)})
+MANY = st.none() | st.integers(0, 3) | st.integers(0, 200_000) | COUNTS
+CALLS = st.lists(
+    st.builds(
+        UsageEvent,
+        agent_id=st.just("a"),
+        ts=st.floats(0, 4e9),
+        provider=st.sampled_from([None, "openai", "anthropic", "our-gateway", ""]),
+        model=st.sampled_from([None, "", "gpt-4o", "claude-3-5-sonnet-latest", "our-model", "odd", "nobody"]),
+        input_tokens=MANY,
+        cached_input_tokens=MANY,
+        cache_write_tokens=MANY,
+        output_tokens=MANY,
+        cost_usd=st.none() | st.none() | st.floats(0, MAX_NUMBER),
+    ),
+    max_size=8,
+)
+
+
+@given(CALLS)
+@settings(deadline=None)  # the first price of a model and day takes its time
+def test_calls_priced_together_cost_what_each_costs_alone(calls: list[UsageEvent]) -> None:
+    used, models = Used.of(calls), Distinct.of([call.model for call in calls])
+    ts = [float(call.ts) for call in calls]
+    most = 10**15  # beyond, a float holds no odd numbers; ingest cuts off below
+    together = LISTED.costs(calls, np.array(ts, np.float64), models, used).tolist()
+    alone = [LISTED.cost(call, at) or 0 for call, at in zip(calls, ts, strict=True)]
+    assert [min(cost, most) for cost in together] == [min(cost, most) for cost in alone]
+    assert [tuple(parts) for parts in zip(*(part.tolist() for part in used.split), strict=True)] == [*map(split, calls)]
