@@ -212,9 +212,7 @@ class Engine:
         for scope, entities in self._entities.items():
             rows = runs if scope is Scope.RUN else entities.assign(numbers[_IDS[scope]])
             known = newest if scope is Scope.RUN else None
-            views[scope] = entities.view(
-                rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept], known
-            )
+            views[scope] = entities.view(rows, numbers["ts"], numbers["tokens"], numbers["cost"], clocks[kept], known)
             self._latest[scope] = np.concatenate([self._latest[scope], rows])[-_STEADY:]
         if self._trees is not None:
             spawned, depth = self._trees.place(columns, views[Scope.ROOT], views[Scope.RUN])
