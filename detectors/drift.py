@@ -105,7 +105,7 @@ class Drift(Detector):
     Quiet when: there are fewer than 6 active days; a level comes back within 3 days, as after a weekend; tokens
         are unknown.
     Units: those of the level; score 1 - 1 / factor.
-    State: about 380 bytes per agent: 4 levels of 16 days, the open day and its models.
+    State: about 96 bytes per agent: the open day and its models; 288 more once it has closed a day: 4 levels of 16.
     Source: Page 1954 and Hinkley 1971, Bifet and Gavalda 2007, by river.drift; settings measured on 62
         production clients.
     """

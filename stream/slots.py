@@ -93,7 +93,7 @@ class SlotMap:
 
     def _rebuild(self, entries: int) -> None:
         kept = self._ids > _GONE
-        ids, rows = self._ids[kept], self._rows[kept]
+        ids, rows = self._ids[kept], self._rows[kept].astype(np.int64)
         self._used = self._gone = 0
         self._allocate(max(_SMALLEST, 1 << (4 * entries - 1).bit_length()))
         self.add(ids, rows)

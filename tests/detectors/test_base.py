@@ -130,8 +130,8 @@ def test_why_a_saved_state_is_refused(saved: bytes, says: str) -> None:
 
 def test_a_saved_state_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = page(RetryLoop(RetryLoopConfig()))
-    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=3))
-    with pytest.raises(StateError, match="saved state is of retry_loop version 2, this is retry_loop version 3"):
+    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=4))
+    with pytest.raises(StateError, match="saved state is of retry_loop version 3, this is retry_loop version 4"):
         RetryLoop(RetryLoopConfig()).load(np.arange(3), saved)
 
 
