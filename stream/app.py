@@ -61,6 +61,9 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
         broker_commit_interval=1.0,
+        broker_session_timeout=settings.kafka.session_timeout_s,
+        broker_heartbeat_interval=settings.kafka.heartbeat_s,
+        consumer_group_instance_id=settings.kafka.instance_id,
         # What agents hold may wait for records that come later: neither a shutdown nor a rebalance waits for it.
         stream_wait_empty=False,
         producer_linger=0.005,

@@ -340,8 +340,39 @@ class KafkaSettings(Section):
         source="covers a producer's linger and a broker's append",
         gt=0,
     )
+    session_timeout_s: float = setting(
+        10.0,
+        unit="s",
+        why="A worker not heard of for so long is taken for dead, and its partitions go to others.",
+        source="Kafka's own default until 3.0: on-call waits seconds, not the 45 s of today's default",
+        ge=1,
+        le=60,
+    )
+    heartbeat_s: float = setting(
+        3.0,
+        unit="s",
+        why="How often a worker says that it lives; at most a third of session_timeout_s.",
+        source="Kafka's own default",
+        gt=0,
+    )
+    instance_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="Name of this worker, the same after every restart and no other worker's: a restart within "
+        "session_timeout_s then moves no partitions. None: a worker that stops gives its partitions up at once.",
+    )
     tls: TlsSettings = Field(default=TlsSettings(), description="Encryption, below.")
     sasl: SaslSettings = Field(default=SaslSettings(), description="Who connects, below.")
+
+    @model_validator(mode="after")
+    def _beats_in_time(self) -> KafkaSettings:
+        if self.heartbeat_s * 3 > self.session_timeout_s:
+            raise ValueError(
+                f"heartbeat_s ({self.heartbeat_s:g} s) must be at most a third of session_timeout_s "
+                f"({self.session_timeout_s:g} s): a lost heartbeat would cost a worker its partitions"
+            )
+        return self
 
 
 class MetricsSettings(Section):

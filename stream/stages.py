@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from stream.metrics import Metrics
 from stream.sequencer import Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
-from stream.text import clean
+from stream.text import LAST_SECOND, clean
 from stream.wire import decode_finding, encode_finding
 
 _MAX_PACKED_BYTES = 900_000
@@ -285,7 +285,7 @@ class DetectStage:
 
 class _ClockRecord(msgspec.Struct, tag="clock"):
     source: str
-    clock: float
+    clock: Annotated[float, msgspec.Meta(ge=0, le=LAST_SECOND)]
 
 
 class _FindingRecord(msgspec.Struct, tag="finding"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, TEXTS, Columns, Texts, Words
+from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words
 from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
@@ -24,10 +24,6 @@ from stream.ingest.replayed import Replayed
 from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
-
-_MOST = 10**14
-"""Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
-still allows must not overflow the sums."""
 
 _AT_ONCE = 1000
 """Records taken at once: these, with all that comes of them, stay in the processor's own memory."""
@@ -274,7 +270,7 @@ class Ingest:
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
-            "cost": np.minimum(self._prices.costs(events, ts, models, used), _MOST).astype(np.int64),
+            "cost": np.minimum(self._prices.costs(events, ts, models, used), MOST_SPENT).astype(np.int64),
             "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
@@ -320,5 +316,5 @@ class Ingest:
         read, cached, written, output = used.split
         # Term by term: a matrix product rounds differently from one batch size to the next.
         tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
-        thousandths: Ints = np.rint(np.minimum(tokens * 1000, _MOST)).astype(np.int64)
+        thousandths: Ints = np.rint(np.minimum(tokens * 1000, MOST_SPENT)).astype(np.int64)
         return thousandths

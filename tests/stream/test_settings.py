@@ -320,3 +320,9 @@ def test_secrets_are_not_shown() -> None:
     planted = {"BURNFUSE_SLACK_TOKEN": "xoxb-planted", "BURNFUSE_HASH_KEY": "planted-key"}
     for words in (["config", "show"], ["config", "schema"], ["--help"]):
         assert "planted" not in "".join(map(str, command(*words, environment=planted)))
+
+
+def test_a_worker_must_be_heard_of_three_times_before_it_is_taken_for_dead() -> None:
+    assert parse("kafka: {session_timeout_s: 3.0, heartbeat_s: 1.0}").kafka.heartbeat_s == 1.0
+    with pytest.raises(ConfigError, match=r"kafka: heartbeat_s \(3 s\) must be at most a third of session_timeout_s"):
+        parse("kafka: {session_timeout_s: 6.0}")
