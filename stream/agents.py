@@ -312,17 +312,21 @@ class _Hands:
             return await half
         except Exception as error:
             if isinstance(error, BurnfuseError):
-                # It says by itself what is wrong. All else is well, so the worker stops as if it were asked to:
-                # after a crash Faust may wait for ever for a commit by a thread that is gone.
-                if self._app.ended_by is None:
-                    self._app.ended_by = error
-                    signal.raise_signal(signal.SIGTERM)
+                _end_in_order(self._app, error)  # it says by itself what is wrong
                 raise
             told = f"{self._name} failed; the worker stops, nothing of this batch is lost"
             # What Kafka refuses is explained at the end; where in here it was refused tells nobody anything.
             log.critical(told, exc_info=not isinstance(error, KafkaError))
             await self._app.crash(error)
             raise
+
+
+def _end_in_order(app: Any, error: BurnfuseError) -> None:
+    """All else is well, so the worker stops as if it were asked to: after a crash Faust may wait for ever for a
+    commit by a thread that is gone."""
+    if app.ended_by is None:
+        app.ended_by = error
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _batches(
@@ -535,7 +539,7 @@ def attach(
                 if still := gone & before:
                     # Faust would wait for them for ever.
                     names = ", ".join(sorted(still))
-                    await app.crash(BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
+                    _end_in_order(app, BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
 
     @app.timer(interval=1.0)
     async def look_around() -> None:

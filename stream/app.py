@@ -127,7 +127,8 @@ class _Pulse(Service):
 
 
 def _end(app: Any) -> None:
-    why = f": {app.crash_reason}" if app.crash_reason is not None else ""
+    reason = app.ended_by or app.crash_reason
+    why = f": {reason}" if reason is not None else ""
     log.critical("the worker could not stop within %.0f s and is ended%s", _END_S, why)
     end_at_once()
 
