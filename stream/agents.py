@@ -749,19 +749,21 @@ async def _one_by_one(endings: Iterable[Ending]) -> None:
 
 
 def _record(raw: Any) -> Record:
+    if not raw.headers:
+        return Record(raw.value, raw.partition, raw.offset, raw.timestamp)
     return Record(
         value=raw.value,
         source=raw.partition,
         position=raw.offset,
         log_ms=raw.timestamp,
         sequence=_sequence(raw.headers),
-        replayed=replayed(raw.headers) if raw.headers else None,
+        replayed=replayed(raw.headers),
     )
 
 
-def _sequence(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
+def _sequence(headers: Sequence[tuple[str, bytes | None]]) -> int:
     """The sequence number in a record's headers, 0 if there is none."""
-    for name, value in headers or ():
+    for name, value in headers:
         if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
             return int.from_bytes(value, "big") & ((1 << 63) - 1)
     return 0
