@@ -107,8 +107,8 @@ class Outcome:
     """Incidents of the others."""
     posts: Counter[str] = field(default_factory=Counter)
     """Incident -> how many messages people saw begin."""
-    proposals: dict[str, str] = field(default_factory=dict)
-    """Kill command -> its incident."""
+    proposals: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    """Kill command -> its incident, and what it stops."""
     twice: list[str] = field(default_factory=list)
     """Records that were there more than once."""
 
@@ -128,10 +128,11 @@ class Outcome:
         self.incidents[told["id"]] = (told["severity"], told["state"])
 
     def take_proposal(self, envelope: bytes) -> None:
+        """A kill proposal: after a crash it may be there again, and must be the same command for the same run."""
         command = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
-        if command["command_id"] in self.proposals:
-            self.twice.append(f"kill command {command['command_id']}")
-        self.proposals[command["command_id"]] = command["reason"]["incident_id"]
+        says = (command["reason"]["incident_id"], command["target"])
+        if self.proposals.setdefault(command["command_id"], says) != says:
+            self.twice.append(f"kill command {command['command_id']}, with {says}")
 
     def differences(self, reference: Outcome) -> list[str]:
         """What is not as in the reference, a line each; none: nothing was lost, nothing came twice."""
@@ -144,8 +145,8 @@ class Outcome:
         lines += _differ("Slack messages of other incident",
                          {i: self.posts[i] for i in self.others | self.posts.keys() - self.incidents.keys()},
                          dict.fromkeys(self.others, 1))  # fmt: skip
-        proposals = {command: i for command, i in self.proposals.items() if i not in self.others}
-        expected = {command: i for command, i in reference.proposals.items() if i not in reference.others}
+        proposals = {name: says for name, says in self.proposals.items() if says[0] not in self.others}
+        expected = {name: says for name, says in reference.proposals.items() if says[0] not in reference.others}
         return lines + _differ("kill command", proposals, expected)
 
 

@@ -203,7 +203,8 @@ class Sender:
     def __init__(self, broker: str, topic: str, events: Sequence[Event], seconds: float, rng: random.Random) -> None:
         self._topic, self._events, self._rng = topic, events, rng
         self._rate = len(events) / seconds
-        self._producer = KafkaProducer(bootstrap_servers=broker, acks="all", linger_ms=5, retries=100)
+        self._broker = broker
+        self.connect()
         self._sent, self._due, self._last_ms = 0, 0.0, 0
         self.again = 0
         """How many of the latest records are to be sent again."""
@@ -213,6 +214,10 @@ class Sender:
     @property
     def done(self) -> bool:
         return self._sent >= len(self._events)
+
+    def connect(self) -> None:
+        """Anew after the broker was gone: a producer that waits before it tries again would make records late."""
+        self._producer = KafkaProducer(bootstrap_servers=self._broker, acks="all", linger_ms=5, retries=100)
 
     def go_on(self, seconds: float) -> None:
         """Sends what is due after `seconds` more."""

@@ -27,7 +27,7 @@ PATIENCE_S = 60.0
 COUNT = int(os.environ.get("CHAOS_FAULTS", "4"))
 ONE, MANY = os.environ.get("CHAOS_SEED"), os.environ.get("CHAOS_SEEDS")
 SEEDS = [int(ONE)] if ONE else range(1, 1 + int(MANY or "10"))
-FOR_GOOD = ("twice", "made up: finding")
+FOR_GOOD = ("made up: finding", "twice: finding")
 """Differences that time does not mend."""
 KINDS = {kind.__name__: kind for kind in FAULTS}
 CHOSEN = [KINDS[name] for name in os.environ.get("CHAOS_KINDS", "").split(",") if name] or list(FAULTS)
@@ -58,10 +58,17 @@ def play(world: World, faults: list[Fault], told: list[str]) -> None:
     actions = [(fault.at, fault, fault.begin) for fault in faults]
     actions += [(fault.at + fault.lasts, fault, fault.end) for fault in faults if not fault.at_once]
     actions.sort(key=lambda action: action[0])
-    begun = last = time.monotonic()
+    away, begun = False, time.monotonic()
+    last = begun
     while actions or not world.sender.done:
         now = time.monotonic()
-        if world.broker.running:
+        if not world.broker.running:
+            away = True
+        elif away:
+            world.sender.close()
+            world.sender.connect()
+            away = False
+        else:
             world.sender.go_on(now - last)
         last = now
         while actions and actions[0][0] <= time.monotonic() - begun:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
+import json
 import socket
 import threading
 from collections import Counter
@@ -64,7 +66,13 @@ def post_nothing(found: Outcome) -> None:
 
 
 def lose_a_kill_command(found: Outcome) -> None:
-    del found.proposals[next(c for c, incident in found.proposals.items() if incident in found.incidents)]
+    del found.proposals[next(name for name, says in found.proposals.items() if says[0] in found.incidents)]
+
+
+def propose_to_kill_another(found: Outcome) -> None:
+    name, (incident, target) = next(iter(found.proposals.items()))
+    payload = {"command_id": name, "reason": {"incident_id": incident}, "target": target | {"id": "another"}}
+    found.take_proposal(json.dumps({"payload": base64.b64encode(json.dumps(payload).encode()).decode()}).encode())
 
 
 DAMAGES = [
@@ -79,6 +87,7 @@ DAMAGES = [
     post_about_another_twice,
     post_nothing,
     lose_a_kill_command,
+    propose_to_kill_another,
 ]
 
 
@@ -115,7 +124,7 @@ def test_every_stream_has_something_of_everything_to_lose(seed: int) -> None:
     assert not trees_of_both(own)
     assert {state for _, state in outcome.incidents.values()} == {"open", "escalated", "resolved"}
     assert outcome.others
-    assert set(outcome.proposals.values()) & set(outcome.incidents)
+    assert {incident for incident, _ in outcome.proposals.values()} & set(outcome.incidents)
 
 
 def test_a_seed_stands_for_a_schedule() -> None:
