@@ -13,7 +13,10 @@ define need-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types venv lock clean
+SECONDS ?= 60
+SEED ?=
+SEEDS ?=
+.PHONY: help demo test bench chaos fuzz lint types venv lock clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -27,12 +30,19 @@ test: .venv/.dev ## run all tests, with a real Kafka (needs Java 17 and Maven); 
 bench: .cache/bench-venv/.done ## measure speed, latency, scaling, and bars; options go in ARGS="..."
 	@.cache/bench-venv/bin/python -m benchmarks $(ARGS)
 
+chaos: .venv/.dev ## kill, cut and freeze workers and the broker, by SEEDS=10 seeds or one SEED=17; logs in .cache/chaos
+	@REQUIRE_KAFKA=1 CHAOS_SEED=$(SEED) CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -s tests/chaos -m chaos $(ARGS)
+	@$(BIN)/python tests/chaos/chaos_figures.py
+
+fuzz: .venv/.fuzz ## fuzz every decoder for SECONDS=60 each (Linux); what it finds lies in .cache/fuzz
+	@$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
 lint: .venv/.dev ## check style and format
 	@$(BIN)/ruff check . $(SCRIPTS)
 	@$(BIN)/ruff format --check . $(SCRIPTS)
 
 types: .venv/.dev ## check types
-	@$(BIN)/mypy --strict burnfuse detectors stream benchmarks $(SCRIPTS)
+	@$(BIN)/mypy --strict burnfuse detectors stream benchmarks fuzz $(SCRIPTS)
 
 venv: .venv/.server ## make .venv with burnfuse in it
 
@@ -63,6 +73,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c re
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) -e '.[dev]'
 	@touch .venv/.server $@
+
+.venv/.fuzz: .venv/.dev
+	@$(INSTALL) -e '.[fuzz]'
+	@touch $@
 
 # The other stream processors stay out of .venv. Quix Streams wants an older pydantic than requirements.lock has,
 # which nothing measured touches: it takes its place last.

@@ -135,7 +135,8 @@ def under_load(
     group = kafka_broker.new_group()
     topic = f"{group}.usage"
     with kafka_broker.running(FOLDER) as broker, slack_server_in_a_thread() as slack:
-        actions = {"slack": {"enabled": True, "channel": "#benchmarks", "base_url": slack.url}}
+        # Without the pause that the real Slack asks for: the way to the call is measured, not Slack's rate.
+        actions = {"slack": {"enabled": True, "channel": "#benchmarks", "base_url": slack.url, "pause_s": 0}}
         given = dict(CONTENDERS[name].options) | {"actions": actions} | dict(options)
         job = Job(broker.address, topic, group, CORES[0], os.getpid(), given)
         os.environ["BURNFUSE_SLACK_TOKEN"] = _TOKEN

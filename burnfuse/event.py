@@ -20,6 +20,9 @@ SEQUENCE_HEADER = "bf-seq"
 """Kafka header with a record's number in its producer's stream, 8 bytes, big endian: it tells the order of
 records of the same millisecond on different partitions."""
 
+REPLAY_HEADER = "bf-replay"
+"""Kafka header of a record that `burnfuse dlq replay` has sent again: JSON, see `stream.ingest.replayed`."""
+
 Kind = Literal["llm", "tool", "message", "spawn", "compaction", "outcome"]
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]

@@ -31,6 +31,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
 from burnfuse.event import SEQUENCE_HEADER, UsageEvent
+from burnfuse.security import Security
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,14 @@ class Tracker:
         hash_key: Secret key of these hashes, at most 64 bytes.
         raise_errors: `event` raises TrackError for what it cannot take in, instead of returning False.
         buffer: Most events that may wait for Kafka; further ones are lost.
-        kafka: Settings of kafka-python's KafkaProducer, e.g. for TLS and passwords.
+        security: TLS, and who connects; plain and nobody if not given.
+        kafka: Further settings of kafka-python's KafkaProducer.
         producer: Makes the producer; for tests.
         now: Wall clock, seconds since 1970.
         shared: Fields of every event, such as `agent_id` and `team`.
+
+    Raises:
+        SecurityError: a certificate or key cannot be used.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Tracker:
         hash_key: bytes = b"",
         raise_errors: bool = False,
         buffer: int = 10_000,
+        security: Security | None = None,
         kafka: Mapping[str, Any] | None = None,
         producer: Callable[..., Any] | None = None,
         now: Callable[[], float] = time.time,
@@ -129,7 +135,8 @@ class Tracker:
         content_hash("", hash_key)  # a key that is too long is told here
         self._topic, self._buffer, self._now = topic, buffer, now
         self._hash_contents, self._hash_key, self._raise_errors = hash_contents, hash_key, raise_errors
-        self._options = _PRODUCER | dict(kafka or {}) | {"bootstrap_servers": bootstrap_servers}
+        own = security.kafka_python() if security is not None else {}
+        self._options = _PRODUCER | own | dict(kafka or {}) | {"bootstrap_servers": bootstrap_servers}
         self._make_producer = producer
         self._shared = shared
         self._begin()

@@ -63,6 +63,9 @@ class Spec:
     """Contract checks the detector does not have to pass: name of the check -> reason."""
     shaped_by: tuple[str, ...] = ()
     """Settings that the saved state means something else under: where one has changed, the detector begins anew."""
+    second_stage: bool = False
+    """Whether an overloaded worker may leave the detector out: what it finds can wait, what it has not seen must
+    not mislead it (`Detector.resume`)."""
 
 
 # ------------------------------------------------------------------------------------------ state
@@ -405,6 +408,10 @@ class Detector(ABC):
     @abstractmethod
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         """Scores, then learns, the batch's events in order; returns what was found."""
+
+    def resume(self, clock: float) -> None:  # noqa: B027 - only those of the second stage need it
+        """Events before `clock` (stream clock, s) were left out, since the last `update`: what was counted in part
+        must not be taken for little."""
 
     def review(self, batch: EventBatch, found: Sequence[Finding]) -> Sequence[Finding]:
         """What all detectors found in a batch, after `update` has seen it: the same findings in the same order,

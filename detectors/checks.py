@@ -600,7 +600,7 @@ def _bad_pages(page: bytes) -> Iterator[tuple[str, bytes]]:
             for what, other in (
                 ("no values", None),
                 ("other types", ("<f2", shape, raw)),
-                ("fewer values", (kind, shape, raw[:-1])),
+                ("more values", (kind, shape, raw + b"?")),
                 ("another shape", (kind, [shape[0] + 1, *shape[1:]], raw)),
                 ("no shape", (kind, 1, raw)),
                 ("numbers for bytes", (kind, shape, 5)),

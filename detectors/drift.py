@@ -105,12 +105,12 @@ class Drift(Detector):
     Quiet when: there are fewer than 6 active days; a level comes back within 3 days, as after a weekend; tokens
         are unknown.
     Units: those of the level; score 1 - 1 / factor.
-    State: about 380 bytes per agent: 4 levels of 16 days, the open day and its models.
+    State: about 96 bytes per agent: the open day and its models; 288 more once it has closed a day: 4 levels of 16.
     Source: Page 1954 and Hinkley 1971, Bifet and Gavalda 2007, by river.drift; settings measured on 62
         production clients.
     """
 
-    spec: ClassVar[Spec] = Spec("drift", version=3, scope=Scope.AGENT)
+    spec: ClassVar[Spec] = Spec("drift", version=3, scope=Scope.AGENT, second_stage=True)
     Config: ClassVar[type[DetectorConfig]] = DriftConfig
 
     def __init__(self, config: DriftConfig) -> None:
@@ -135,6 +135,8 @@ class Drift(Detector):
             {"days": (np.uint16, 0, DAYS), **{f"{name}_levels": (np.float32, np.nan, DAYS) for name in LEVELS}}
         )
         self.tables = {"agents": self._table, "days": self._days}
+        self._seen_from = -math.inf
+        """Windows before this one were seen in part, if at all."""
 
     def update(self, batch: EventBatch) -> Sequence[Finding]:
         entity = batch.entities[self.spec.scope]
@@ -153,6 +155,8 @@ class Drift(Detector):
             self.forget(again)
         order = np.argsort(entity.row, kind="stable")
         at = order[batch.tokens[order] > 0]
+        if math.isfinite(self._seen_from):
+            at = at[ticks(batch.ts[at], WINDOW_S) >= self._seen_from]
         if not len(at):
             return []
         parts = segments(entity.row[at], ticks(batch.ts[at], WINDOW_S), table["window"])
@@ -168,6 +172,11 @@ class Drift(Detector):
             table["models"][row] |= models[k]
         found.sort(key=lambda pair: pair[0])
         return found
+
+    def resume(self, clock: float) -> None:
+        if math.isfinite(clock):
+            self._seen_from = clock // WINDOW_S + 1
+        self._table["window_tokens"][:] = 0
 
     def _end_windows(self, batch: EventBatch, at: Ints, row: Ints, window: Ints) -> list[tuple[int, Finding]]:
         """Closes the windows, and the days, that these events lie behind."""

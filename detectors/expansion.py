@@ -96,9 +96,8 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     lowest = np.minimum(lowest, _silence(block, was, minute, use))
     pairs = table["lulls"].view(np.uint64)
     slot = block % LULLS
-    pairs[rows, slot] = (
-        np.minimum(pairs[rows, slot].view(np.float32).reshape(-1, UNITS), lowest).astype(np.float32).view(np.uint64)[:, 0]
-    )
+    least = np.minimum(pairs[rows, slot].view(np.float32).reshape(-1, UNITS), lowest)
+    pairs[rows, slot] = least.astype(np.float32).view(np.uint64)[:, 0]
     table.put("lull", rows, np.minimum(lull, lowest))
     _move_on(table, rows, was, minute, use)
     faded = (np.log(2) * 60 / memory_s * gap).astype(np.float32)

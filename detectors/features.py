@@ -5,6 +5,8 @@ What was not observed is NaN: it is left out, never taken for zero.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from detectors.base import Table
@@ -35,6 +37,8 @@ class Windows:
 
     def __init__(self, length_s: float) -> None:
         self._length_s = length_s
+        self._seen_from = -math.inf
+        """Windows before this one were seen in part, if at all."""
         self.table = Table(
             {
                 "window": (np.int32, -1),
@@ -43,6 +47,13 @@ class Windows:
                 "recent": (np.uint32, 0, RECENT),
             }
         )
+
+    def drop(self, clock: float) -> None:
+        """Events before `clock` (s) were not shown: windows that were seen in part are not closed but forgotten."""
+        if math.isfinite(clock):
+            self._seen_from = clock // self._length_s + 1
+        for name, blank in (("window", -1), ("sums", 0), ("tools", 0)):
+            self.table[name][:] = blank
 
     def take(self, batch: EventBatch, row: Ints) -> tuple[Ints, Floats]:
         """Counts events in, a window of every agent at once; gives what they closed.
@@ -56,6 +67,8 @@ class Windows:
         table = self.table
         order, calls = np.argsort(row, kind="stable"), (batch.kind == _LLM) | (batch.kind == _TOOL)
         at = order[calls[order]]
+        if math.isfinite(self._seen_from):
+            at = at[ticks(batch.ts[at], self._length_s) >= self._seen_from]
         if not len(at):
             return at, np.empty((0, len(FEATURES)))
         parts = segments(row[at], ticks(batch.ts[at], self._length_s), table["window"])

@@ -86,7 +86,7 @@ def closed(talk: Talk) -> tuple[Ints, Floats, Floats]:
     Returns:
         (k,) its members, 0 if there is none; (k,) messages within it; (k,) share of all messages to it.
     """
-    k, m = len(talk), talk.shape[1]
+    k = len(talk)
     sizes, most, share = np.zeros(k, np.int64), np.zeros(k), np.zeros(k)
     # Three agents that all hear from each other need three of them to write.
     some = ((talk > _EDGE).sum(axis=(1, 2)) >= 3).nonzero()[0]

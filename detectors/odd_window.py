@@ -145,6 +145,7 @@ class OddWindow(Detector):
         version=2,
         scope=Scope.AGENT,
         shaped_by=("window_s",),
+        second_stage=True,
         waived={
             "entities_do_not_influence_each_other": "agents of a group share one model and one threshold on purpose"
         },
@@ -206,6 +207,9 @@ class OddWindow(Detector):
             found += self._judge(batch, i, row, values[k])
             self._verdicts.setdefault(row, []).append((seen + i, float(self._agents["quantile"][row])))
         return found
+
+    def resume(self, clock: float) -> None:
+        self._windows.drop(clock)
 
     def _judge(self, batch: EventBatch, i: int, row: int, window: Floats) -> list[Finding]:
         config, agents = self.config, self._agents

@@ -13,7 +13,6 @@ from detectors.loops.verdicts import NAME, SCOPE, Found
 from detectors.rounds import lives
 from detectors.types import UNKNOWN, EventBatch, Finding, Kind
 
-
 _TOOL = int(Kind.TOOL)
 
 

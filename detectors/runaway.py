@@ -378,10 +378,11 @@ class Runaway(Detector):
         costlier ones. Unusual hours at a usual rate are invisible.
     Units: effective tokens, or dollars, per 5 minutes; score in nats (0.69 is a factor of two). Time passes in
         whole seconds: sums fade, and alarms repeat, between seconds; within one, each event counts in order.
-    State: per agent sums, lulls, learned maxima, the alarm, results, outcomes, 48 window levels (about 614 bytes);
-        per partition histograms of a week of daily maxima per group, and of 5-minute sums. It learns nothing
-        while it fires, and after an alarm at most a factor of 4. After 6 h of alarm river's ADWIN over the window
-        levels decides whether the level has moved for good; a new agent's level is taken as it is.
+    State: per agent sums, lulls, learned maxima, results, outcomes (about 364 bytes), 48 window levels once it has
+        closed a half hour (192 more), and its alarm once it has had one (49 more); per partition histograms of a
+        week of daily maxima per group, and of 5-minute sums. It learns nothing while it fires, and after an alarm at
+        most a factor of 4. After 6 h of alarm river's ADWIN over the window levels decides whether the level has
+        moved for good; a new agent's level is taken as it is.
     Source: range statistic, daily block maxima and cold-start rule as measured on 185 production clients; the
         lull and the lag by our own measurements on 62 of them; Bifet and Gavalda 2007 for ADWIN.
     """
@@ -835,13 +836,13 @@ class Runaway(Detector):
         if not old.any():
             return
         alarms = self._alarms
-        for row, window, place in zip(closing[old], place[old], alarms.find(closing[old]), strict=True):
+        for row, window, alarm in zip(closing[old], place[old], alarms.find(closing[old]), strict=True):
             # Who was flagged before it had a range has no old level to have moved from.
             new = table["active_minutes"][row] < self.config.ready_minutes
             if new or self._moved(levels["levels"][window]):
                 table["since"][row] = np.nan
-                table["high"][row], table["lull_high"][row] = alarms["high"][place], alarms["lull"][place]
-                alarms["high"][place] = alarms["lull"][place] = -np.inf
+                table["high"][row], table["lull_high"][row] = alarms["high"][alarm], alarms["lull"][alarm]
+                alarms["high"][alarm] = alarms["lull"][alarm] = -np.inf
                 table["active_minutes"][row] = max(table["active_minutes"][row], self.config.ready_minutes)
 
     def _moved(self, levels: Floats) -> bool:

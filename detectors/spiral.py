@@ -350,8 +350,9 @@ class Spiral(Detector):
         parents.
     Units: runs per minute, levels, messages; spend of the whole tree.
     State: per root run, decayed start counts, the burst, the evidence on reproduction, the depth, the current
-        pair with its message counts, the latest five hops, what is usual, and 16 remembered results, contents
-        and messages each, and how much 8 agents wrote to each other; about 1176 bytes.
+        pair with its message counts, what is usual, and 16 remembered results: about 480 bytes. Where messages are
+        written, the latest five hops, 16 contents and messages each, and how much 8 agents wrote to each other
+        (708 more).
     Source: limits of public agent frameworks and reports, named at each threshold.
     """
 
@@ -425,9 +426,12 @@ class Spiral(Detector):
     def _update(self, batch: EventBatch) -> list[tuple[int, Finding]]:
         """What is found in events of which none follows on another life of its row."""
         entity = batch.entities[self.spec.scope]
-        if entity.new.any():
+        born = entity.row[entity.new]
+        # Most begin in rows that are blank already.
+        again = born[~np.isnan(self._tree["since"][born])]
+        if len(again):
             # Nothing is learned here: when this happens among trees depends on how batches are cut.
-            super().forget(entity.row[entity.new])
+            super().forget(again)
         self._begin(batch)
         is_message = (batch.kind == _MESSAGE) & (batch.receiver != UNKNOWN)
         is_result = (batch.kind == _TOOL) & (batch.result != UNKNOWN)
@@ -438,8 +442,7 @@ class Spiral(Detector):
             acts |= entity.tokens / 1e3 >= self.config.amplification_warning * usual
         found: list[tuple[int, Finding]] = []
         for results, at in _phases(entity.row, acts.nonzero()[0], is_message | batch.spawned | judged):
-            for part in rounds(entity.row[results]):
-                self._results(batch, results[part])
+            self._results_between(batch, results)
             if len(at):
                 self._results(batch, at[is_result[at]])
                 found += self._spawns(batch, at[batch.spawned[at]])
@@ -530,6 +533,8 @@ class Spiral(Detector):
         entry = batch.sender[at]
         kind = _joined(entry, batch.group[at])
         self._tree["entry"][rows], self._tree["kind"][rows], self._tree["since"][rows] = entry, kind, batch.ts[at]
+        if not self._fleet.counts:  # nothing is known of earlier tasks
+            return
         least = np.array((self.config.amplification_tokens, self.config.amplification_messages))
         for row, task in zip(rows.tolist(), kind.tolist(), strict=True):
             # One large task may have been a spiral: what is usual has happened twice.
@@ -663,7 +668,8 @@ class Spiral(Detector):
         turns = np.where(sender == last_receiver, tree["turns"][rows] + 1, again)
         tree["turns"][rows] = turns
         # The same words to the same agent again, whoever spoke in between.
-        asked = self._remember(self._talks, "asked", talk, np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content)))
+        addressed = np.where(content == UNKNOWN, UNKNOWN, _joined(sender, receiver, content))
+        asked = self._remember(self._talks, "asked", talk, addressed)
         repeats = tree["repeats"][rows] + asked
         tree["repeats"][rows] = repeats
         tree["messages"][rows] += 1
@@ -785,20 +791,59 @@ class Spiral(Detector):
             found.append((i, self._finding(batch, i, "amplification", level, n, limits[0], "ratio", says, {})))
         return found
 
+    def _results_between(self, batch: EventBatch, at: Ints) -> None:
+        """The same for tool results (k,), tree by tree, any number of a tree."""
+        if not len(at):
+            return
+        row, value = batch.entities[self.spec.scope].row[at], batch.result[at]
+        begins = changes(row)
+        starts = begins.nonzero()[0]
+        if len(starts) == len(at):
+            self._results(batch, at)
+            return
+        rings = self._tree.take("results", row[starts])
+        tree = begins.cumsum() - 1
+        hit = rings[tree] == value[:, None]
+        halves = hit.view(np.uint64)
+        known = (halves[:, 0] | halves[:, 1]) != 0
+        # Trees in which anything comes twice go round by round.
+        by_value = np.lexsort((value, row))
+        twice = (np.diff(row[by_value]) == 0) & (value[by_value][1:] == value[by_value][:-1])
+        known[by_value[1:][twice]] = True
+        slow = np.logical_or.reduceat(known, starts)
+        if slow.any():
+            late = slow[tree].nonzero()[0]
+            for part in rounds(row[late]):
+                self._results(batch, at[late[part]])
+        quick = (~slow).nonzero()[0]
+        if not len(quick):
+            return
+        # All are new, so they go to the front as they came.
+        ends = np.append(starts[1:], len(at))[quick]
+        count, back = (ends - starts[quick])[:, None], np.arange(RECENT)
+        moved = np.take_along_axis(rings[quick], np.maximum(back - count, 0), axis=1)
+        moved = np.where(back < count, value[np.maximum(ends[:, None] - 1 - back, 0)], moved)
+        self._tree["results"][row[starts[quick]]] = moved
+        self._bring(batch, at[(~slow)[tree]])
+
     def _results(self, batch: EventBatch, at: Ints) -> None:
         """A tool result not seen before in the tree is progress: the conversation starts afresh."""
         if not len(at):
             return
         rows = batch.entities[self.spec.scope].row[at]
         new = (~self._remember(self._tree, "results", rows, batch.result[at])).nonzero()[0]
-        fresh, tree = rows[new], self._tree
+        self._bring(batch, at[new])
+
+    def _bring(self, batch: EventBatch, at: Ints) -> None:
+        """These events (k,) are new results, any number of a tree."""
+        fresh, tree = batch.entities[self.spec.scope].row[at], self._tree
         tree["base"][fresh] = tree["depth"][fresh]
         talk = self._talks.find(fresh)
         spoken = (talk >= 0).nonzero()[0]
         if not len(spoken):  # nothing was said that this could put an end to
             return
         fresh, talk = fresh[spoken], talk[spoken]
-        groups.fruitful(self._talks, talk, batch.sender[at[new[spoken]]])
+        groups.fruitful(self._talks, talk, batch.sender[at[spoken]])
         for name in ("hops", "echoes", "turns", "repeats"):
             tree[name][fresh] = 0
         self._talks["asked"][talk] = 0
@@ -889,7 +934,7 @@ def _phases(row: Ints, acts: Ints, alone: Bools) -> Iterator[tuple[Ints, Ints]]:
     number = np.cumsum(single)
     begins = changes(row[order])
     first = begins.nonzero()[0]
-    before = (number - single)[first]
+    before: Ints = (number - single)[first]
     phase = 2 * (number - single - before[begins.cumsum() - 1]) + single
     last = int(phase.max())
     by_phase = order[np.argsort(phase, kind="stable")]

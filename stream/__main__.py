@@ -35,5 +35,10 @@ def run() -> None:
         raise
 
 
+def end_at_once() -> None:
+    """Ends a process that could not end by itself; what it had not acknowledged comes again."""
+    os._exit(1)
+
+
 if __name__ == "__main__":
     run()

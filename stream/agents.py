@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,17 +23,24 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from burnfuse.event import SEQUENCE_HEADER
+from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
-from stream.actions.base import Tools
-from stream.actions.runner import Runner
+from stream.actions.base import Remembering, Tools, configured
+from stream.actions.outbox import Outbox
 from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby
 from stream.clock import Clock
 from stream.columns import Columns
+from stream.connection import for_aiokafka
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
-from stream.incidents import Incident
+from stream.errors import BrokerError, BurnfuseError, ConfigError, RejectedShareError
+from stream.health import Health, Silence
+from stream.incidents import Change
 from stream.ingest.ingest import Record
+from stream.ingest.replayed import replayed
+from stream.ingest.share import RejectedShare
+from stream.metrics import Metrics, PartitionState
+from stream.overload import Lag, Overload
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
@@ -47,6 +56,14 @@ _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
 _TAKE_S = 0.05
 """Far more than it takes to get an event that waits."""
+_ANSWER_S = 5.0
+"""How long a broker may take to say where partitions end."""
+_LIST_S = 15.0
+"""How often to look whether all topics are still there."""
+_SILENT_S = 10.0
+"""How long no broker answers until it is worth a line."""
+_LAST_CALLS_S = 10.0
+"""How long a worker that stops goes on telling what happened."""
 _FOR_EVER_MS = 1 << 62
 
 
@@ -100,15 +117,18 @@ class _Progress:
     async def start(self) -> None:
         """Opens a consumer that only asks for offsets."""
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+            **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
             enable_auto_commit=False,
             client_id="burnfuse-progress",
         )
         # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
         consumer.assign([TopicPartition(self._topic, 0)])
+        # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
+        consumer.pause(TopicPartition(self._topic, 0))
         await consumer.start()
-        self._consumer = consumer  # a heartbeat may come before it has started
+        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
+        self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
@@ -172,6 +192,39 @@ class _Progress:
                 news[partition] = _FOR_EVER_MS
         return news
 
+    async def ends(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> offset after its last record.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked or self._consumer is None:
+            return {}
+        found = await self._consumer.end_offsets(list(asked))
+        return {tp: found[key] for key, tp in asked.items()}
+
+    async def topics(self) -> set[str]:
+        """All topics there are.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        found: set[str] = await self._consumer.topics() if self._consumer is not None else set()
+        return found
+
+    async def committed(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Partition -> where the group stands.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
+        if not asked:
+            return {}
+        begin = await self._consumer.beginning_offsets(list(asked))
+        return {tp: await self._consumer.committed(key) or begin[key] for key, tp in asked.items()}
+
     async def _begin(self, tp: TopicPartition) -> int:
         begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
         return begin
@@ -191,7 +244,7 @@ class _Calibration:
         """Reads the topic from its start, for ever."""
         consumer = AIOKafkaConsumer(
             self._topic,
-            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            **for_aiokafka(self._settings.kafka),
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             client_id="burnfuse-calibration",
@@ -235,8 +288,13 @@ class _Hands:
     async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
         """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
         stops the worker."""
+        if self._app.ended_by is not None:  # nothing is begun any more; it comes again
+            return
         async with self._busy:
-            ending = await self._safely(work())
+            try:
+                ending = await self._safely(work())
+            except BurnfuseError:
+                return
             await self._ended()
             self._ending = asyncio.ensure_future(self._safely(ending()))
 
@@ -254,9 +312,22 @@ class _Hands:
         try:
             return await half
         except Exception as error:
-            log.critical("%s failed; the worker stops, nothing of this batch is lost", self._name, exc_info=True)
+            if isinstance(error, BurnfuseError):
+                _end_in_order(self._app, error)  # it says by itself what is wrong
+                raise
+            told = f"{self._name} failed; the worker stops, nothing of this batch is lost"
+            # What Kafka refuses is explained at the end; where in here it was refused tells nobody anything.
+            log.critical(told, exc_info=not isinstance(error, KafkaError))
             await self._app.crash(error)
             raise
+
+
+def _end_in_order(app: Any, error: BurnfuseError) -> None:
+    """All else is well, so the worker stops as if it were asked to: after a crash Faust may wait for ever for a
+    commit by a thread that is gone."""
+    if app.ended_by is None:
+        app.ended_by = error
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _batches(
@@ -318,15 +389,32 @@ def attach(
     settings: Settings,
     counts: dict[str, int],
     clock: Clock,
-    crash: Callable[[BaseException], Awaitable[None]],
+    metrics: Metrics,
+    health: Health,
+    share: RejectedShare | None = None,
 ) -> None:
     """Adds the agents and timers to a Faust application.
 
     Args:
         counts: Partitions of the topics, as they are.
-        crash: Stops the worker.
+        share: How much has been turned away so far.
     """
+    app.ended_by = None  # an error of ours
     topics = Topics.of(settings.kafka)
+
+    def timed(stage: str, work: Callable[[list[Any]], Awaitable[Ending]]) -> Callable[[list[Any]], Awaitable[Ending]]:
+        async def run(events: list[Any]) -> Ending:
+            started = clock.monotonic()
+            rest = await work(events)
+
+            async def ending() -> None:
+                await rest()
+                metrics.batch(stage, clock.monotonic() - started, sum(len(event.message.value) for event in events))
+
+            return ending
+
+        return run
+
     send = _Sender(app)
     hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
 
@@ -336,7 +424,8 @@ def attach(
     # -------------------------------------------------------------------------------------- ingest
 
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
-    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events])
+    share = share or RejectedShare(settings.input, topics.usage, topics.dead)
+    ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share, metrics)
     progress = _Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
@@ -362,11 +451,22 @@ def attach(
         await app.consumer.seek(TopicPartition(*place), offset)
         app.consumer.resume_partitions({TopicPartition(*place)})
 
+    async def crash(error: BaseException) -> None:
+        if isinstance(error, BurnfuseError):
+            _end_in_order(app, error)
+        else:
+            await app.crash(error)
+
     keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, pause, read_from)
     keepers: dict[Place, Keeper[Any]] = {}
 
     def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:
         return Keeper(keeping, place, state_of[place[0]], origin(place[0], counts[place[0]], hash_key), make)
+
+    def restored(tp: Any) -> DetectStage | IncidentStage | None:
+        """The stage of a partition, once its state has been restored."""
+        kept = keepers.get((tp.topic, tp.partition))
+        return kept.stage if kept is not None else None
 
     def at_work() -> list[DetectStage]:
         """Stages of detectors whose state has been restored."""
@@ -402,13 +502,21 @@ def attach(
 
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["ingest"], keyed_batch if keyed else ingest_batch)
+        work = timed("ingest", keyed_batch if keyed else ingest_batch)
+        await _batches(app, stream, settings, hands["ingest"], work)
+
+    async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
+        try:
+            return stage(records)
+        except RejectedShareError as error:
+            await send([Message(topics.dead, None, error.marker)])
+            raise
 
     async def ingest_batch(events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            sent = await send.begin(ingest_stage.process(records))
+            sent = await send.begin(await taken(records, ingest_stage.process))
 
         async def ending() -> None:
             await asyncio.gather(*sent)
@@ -425,7 +533,7 @@ def attach(
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
-            messages, handed = ingest_stage.hand_over(records)
+            messages, handed = await taken(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
             kept.sends(sent)
         stepped = []
@@ -448,7 +556,7 @@ def attach(
             news = await progress.look()
         except KafkaError as error:
             # The brokers are asked again at once; until they answer, events wait for their order.
-            log.warning("cannot ask how far the input topic has got: %s", error)
+            log.debug("cannot ask how far the input topic has got: %s", error)
             return
         async with ingest_lock:
             news = {partition: ms for partition, ms in news.items() if progress.is_news(partition)}
@@ -463,6 +571,77 @@ def attach(
                     kept.stage.take(own(Columns.empty(), ms), None)
                     await (await step(kept))()
 
+    # ---------------------------------------------------------------------------- how the worker is
+
+    mine: set[Any] = set()
+    ends: dict[Any, int] = {}
+    begun: dict[Any, int] = {}
+    behind: Lag[Any] = Lag()
+    overload, silence = Overload(settings.overload), Silence(_SILENT_S)
+
+    needed = {topics.usage, topics.events, topics.graph, topics.findings}
+    gone: set[str] = set()
+    listed = clock.monotonic()
+
+    @app.timer(interval=1.0)
+    async def ask_kafka() -> None:
+        """Where the partitions end: whoever answers is also known to be there."""
+        nonlocal gone, listed
+        found: dict[Any, int] = {}
+        with suppress(KafkaError, TimeoutError):
+            found = await asyncio.wait_for(progress.ends(mine), _ANSWER_S)
+            begun.update(await asyncio.wait_for(progress.committed(mine - begun.keys()), _ANSWER_S))
+        ends.clear()
+        ends.update(found)
+        if found:
+            health.answered()
+        now = clock.monotonic()
+        if found and not gone and now - listed < _LIST_S:
+            return
+        # Maybe there are no partitions for this worker, or no broker, or no such topics.
+        listed = now
+        with suppress(KafkaError, TimeoutError):
+            if known := await asyncio.wait_for(progress.topics(), _ANSWER_S):
+                health.answered()
+                gone, before = needed - known, gone
+                if still := gone & before:
+                    # Faust would wait for them for ever.
+                    names = ", ".join(sorted(still))
+                    _end_in_order(app, BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
+
+    @app.timer(interval=1.0)
+    async def look_around() -> None:
+        now = clock.monotonic()
+        done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
+        # Records whose state is yet to be saved have been worked on all the same.
+        done |= {tp: max(done[tp], chosen.first) for tp in done if (chosen := restored(tp)) is not None}
+        lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
+        was = overload.on
+        # Where Kafka is silent the worker is not too slow; what that has cost is seen when it answers again.
+        if not silence.look(health.silence_s()):
+            overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
+        if overload.on is not was:
+            for chosen in at_work():
+                chosen.engine.shed(overload.on and settings.overload.shed)
+        states, off = [], dict.fromkeys(registered(), 0)
+        for tp in mine:
+            lag, lag_s = lags.get(tp, (None, 0.0))
+            state = PartitionState(tp.topic, tp.partition, lag, lag_s)
+            if isinstance(chosen := restored(tp), DetectStage):
+                moved = math.isfinite(chosen.engine.clock)
+                delay = clock.now() - chosen.engine.clock if moved else None
+                state = replace(state, watermark_delay_s=delay, held=chosen.waiting)
+                for name in chosen.engine.quarantined:
+                    off[name] += 1
+            states.append(state)
+        metrics.partitions(states)
+        metrics.waiting(app.consumer.waiting())
+        metrics.overloaded(overload.on)
+        metrics.quarantined(off)
+        metrics.assigned(len(mine))
+        folding = restored(TopicPartition(topics.findings, 0))
+        metrics.incidents(folding.incidents.open if isinstance(folding, IncidentStage) else ())
+
     # ------------------------------------------------------------------------------ watch and graph
 
     fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
@@ -470,8 +649,9 @@ def attach(
 
     def detect_stage(name: str, partition: int) -> DetectStage:
         scopes = WATCH if name == watched else GRAPH
-        made = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock)
+        made = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock, metrics)
         made.calibrate(figures)
+        made.engine.shed(overload.on and settings.overload.shed)
         return made
 
     async def step(kept: Keeper[DetectStage]) -> Ending:
@@ -505,15 +685,19 @@ def attach(
 
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
-            await _batches(app, stream, settings, hands["watch"], partial(detect_batch, topics.events))
+            work = timed("watch", partial(detect_batch, topics.events))
+            await _batches(app, stream, settings, hands["watch"], work)
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["graph"], partial(detect_batch, topics.graph))
+        work = timed("graph", partial(detect_batch, topics.graph))
+        await _batches(app, stream, settings, hands["graph"], work)
 
     async def resume(kept: Keeper[DetectStage]) -> None:
         if kept.stage is not None:
-            kept.stage.calibrate(figures)  # there may be new ones since it was made
+            # There may be news since it was made.
+            kept.stage.calibrate(figures)
+            kept.stage.engine.shed(overload.on and settings.overload.shed)
         if keyed and kept.place[0] == watched:
             await catch_up(kept, keyed_events)
         else:
@@ -554,34 +738,38 @@ def attach(
     # ----------------------------------------------------------------------------------- incidents
 
     publish = _publisher(send)
-    runner = Runner(settings, Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals))
-    acting: set[asyncio.Task[Any]] = set()
+    tools = Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals)
+    # Slack may be slow; the next finding must not wait for it.
+    known: dict[str, IncidentStage] = {}
+    put: set[int] = set()
+    """Numbers of changes that actions have been given."""
+
+    def told(outbox: Outbox, incident_id: str, number: int) -> None:
+        """An action has told what there was of an incident, up to the change of this number."""
+        action, chosen = outbox.action, known.get("stage")
+        remembered = action.remembered(incident_id) if isinstance(action, Remembering) else b""
+        if chosen is not None:
+            chosen.finish(action.name, incident_id, number, remembered)
+
+    outboxes = [
+        Outbox(action, config.least_pause_s, clock, metrics, told) for action, config in configured(settings, tools)
+    ]
+    acts = [outbox.action.name for outbox in outboxes]
     heard: dict[str, float] = {}
 
-    def incident_stage() -> IncidentStage:
-        return IncidentStage(settings.incidents, topics, clock)
+    def make_incidents() -> IncidentStage:
+        return IncidentStage(settings.incidents, topics, clock, metrics)
 
-    async def act(chosen: IncidentStage, number: int, incident: Incident, again: bool) -> None:
-        await runner.act(incident, again=again)
-        chosen.finish(number, runner.remembered(incident.id))
-        if chosen is known.get("stage"):
-            doing.discard(number)
-
-    def begin(chosen: IncidentStage, number: int, incident: Incident, *, again: bool = False) -> None:
-        # Slack may be slow; the next finding must not wait for it.
-        doing.add(number)
-        task = asyncio.create_task(act(chosen, number, incident, again))
-        acting.add(task)
-        task.add_done_callback(acting.discard)
-
-    async def tell(kept: Keeper[IncidentStage], chosen: IncidentStage, begun: list[tuple[int, Incident]]) -> None:
+    async def tell(kept: Keeper[IncidentStage], chosen: IncidentStage, begun: list[tuple[int, Change]]) -> None:
         """Changes are told and saved together; then something is done about them."""
         while begun and not await kept.save():
             if kept.stage is not chosen:
                 return  # whoever has the partition now finds the changes in its findings
             await asyncio.sleep(1.0)
-        for number, incident in begun if runner else ():
-            begin(chosen, number, incident)
+        for number, change in begun:
+            put.add(number)
+            for outbox in outboxes:
+                outbox.put(change, number)
 
     async def go_on(kept: Keeper[IncidentStage]) -> None:
         """Takes up what a process that is gone has left undone."""
@@ -590,21 +778,25 @@ def attach(
             return
         if chosen is not known.get("stage"):
             known["stage"] = chosen
-            doing.clear()
-            for action, incident_id, saved in chosen.remembered:
-                runner.remember(action, incident_id, saved)
-        for number, incident in chosen.pending.items():
-            if number not in doing:
-                begin(chosen, number, incident, again=True)
+            put.clear()
+            for outbox in outboxes:
+                outbox.clear()
+            for name, incident_id, saved in chosen.remembered:
+                for action in (outbox.action for outbox in outboxes):
+                    if action.name == name and isinstance(action, Remembering):
+                        action.remember(incident_id, saved)
+        for number, change in chosen.again(acts).items():
+            if number not in put:
+                put.add(number)
+                for outbox in outboxes:
+                    if isinstance(outbox.action, Remembering):
+                        outbox.action.doubt(change.incident.id)
+                    outbox.put(change, number)
         await catch_up(kept, tell_findings)
-
-    known: dict[str, IncidentStage] = {}
-    doing: set[int] = set()
-    """Numbers of changes that actions are being taken on."""
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["incidents"], incident_batch)
+        await _batches(app, stream, settings, hands["incidents"], timed("incidents", incident_batch))
 
     async def incident_batch(events: list[Any]) -> Ending:
         try:
@@ -622,7 +814,7 @@ def attach(
                 changed, letter = chosen.process(raw.value, raw.offset)
                 changes += changed
                 letters += [letter] if letter is not None else []
-            begun = [(chosen.begin(change, act=bool(runner)), change.incident) for change in changes]
+            begun = [(chosen.begin(change, acts), change) for change in changes]
             kept.covered([_Run([event], parts=1) for event in events])
             kept.sends(await send.begin(letters))
         for source in chosen.incidents.sources:
@@ -643,7 +835,7 @@ def attach(
                 heard[source] = now
                 async with kept.order:
                     changes = chosen.incidents.idle(silent, source)
-                    begun = [(chosen.begin(change, act=bool(runner)), change.incident) for change in changes]
+                    begun = [(chosen.begin(change, acts), change) for change in changes]
                 with suppress(FencedError):
                     await tell(kept, chosen, begun)
 
@@ -651,37 +843,39 @@ def attach(
 
     @app.on_before_shutdown.connect
     async def finish(*_: Any, **__: Any) -> None:
-        if acting:
-            await asyncio.wait(acting, timeout=10)
+        await asyncio.gather(*(outbox.close(_LAST_CALLS_S) for outbox in outboxes))
         await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await asyncio.gather(*(kept.close() for kept in keepers.values()))
-        await runner.close()
         await progress.stop()
 
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
+        health.assigned(None)
         # What is in hand is finished, what is done need not come again.
         for hand in hands.values():
             await hand.empty()
-        if acting:
-            await asyncio.wait(acting, timeout=1.0)
         await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await app.consumer.commit()
 
     @app.on_partitions_assigned.connect
     async def assigned(_: Any, assigned: set[Any], **__: Any) -> None:
-        mine = {(tp.topic, tp.partition) for tp in assigned}
-        progress.reassign({partition for name, partition in mine if name == topics.usage})
+        mine.clear()
+        mine.update(assigned)
+        begun.clear()
+        health.assigned(len(mine))
+        places = {(tp.topic, tp.partition) for tp in assigned}
+        progress.reassign({partition for name, partition in places if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
         # its state. What was not acknowledged comes again.
-        gone = [keepers.pop(place) for place in set(keepers) - mine]
-        await asyncio.gather(*(kept.close() for kept in gone))
-        if any(kept.place[0] == topics.findings for kept in gone):
-            for task in acting:  # whoever has them now does it, after looking whether it was done
-                task.cancel()
-        for place in sorted(place for place in mine if place[0] in state_of):
+        left = [keepers.pop(place) for place in set(keepers) - places]
+        await asyncio.gather(*(kept.close() for kept in left))
+        if any(kept.place[0] == topics.findings for kept in left):
+            known.clear()
+            for outbox in outboxes:  # whoever has them now does it, after looking whether it was done
+                outbox.clear()
+        for place in sorted(place for place in places if place[0] in state_of):
             if place not in keepers:
-                make = incident_stage if place[0] == topics.findings else partial(detect_stage, *place)
+                make = make_incidents if place[0] == topics.findings else partial(detect_stage, *place)
                 keepers[place] = keeper(place, make)
             kept = keepers[place]
             kept.start(partial(go_on if place[0] == topics.findings else resume, kept))
@@ -708,18 +902,21 @@ async def _one_by_one(endings: Iterable[Ending]) -> None:
 
 
 def _record(raw: Any) -> Record:
+    if not raw.headers:
+        return Record(raw.value, raw.partition, raw.offset, raw.timestamp)
     return Record(
         value=raw.value,
         source=raw.partition,
         position=raw.offset,
         log_ms=raw.timestamp,
         sequence=_sequence(raw.headers),
+        replayed=replayed(raw.headers),
     )
 
 
-def _sequence(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
+def _sequence(headers: Sequence[tuple[str, bytes | None]]) -> int:
     """The sequence number in a record's headers, 0 if there is none."""
-    for name, value in headers or ():
+    for name, value in headers:
         if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
             return int.from_bytes(value, "big") & ((1 << 63) - 1)
     return 0

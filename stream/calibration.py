@@ -82,9 +82,13 @@ def save(path: str, figures: FleetFigures) -> None:
         raise UsageError(f"cannot write the calibration {path}: {error.strerror}") from error
 
 
+# Of a figure, or of one that is kept per group of agents.
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,64}(/[0-9a-f]{16})?\Z")]
+
+
 class _Wire(msgspec.Struct):
     version: str
-    counts: dict[str, list[Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]]]
+    counts: dict[_Name, list[Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]]]
     steps: dict[str, float] = {}  # version 1 had one grid, and named it otherwise
 
 

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from stream.clock import Clock
+from stream.connection import for_aiokafka
 from stream.errors import SavedStateError
 from stream.settings import KafkaSettings
 from stream.stages import Message
@@ -85,7 +86,7 @@ class Writer:
     def __init__(self, kafka: KafkaSettings, topic: str, partition: int) -> None:
         self._topic, self._partition = topic, partition
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=kafka.bootstrap_servers,
+            **for_aiokafka(kafka),
             client_id="burnfuse-state",
             transactional_id=f"{kafka.app_id}.{topic}.{partition}",
             max_batch_size=1 << 20,
@@ -174,7 +175,7 @@ async def read(
 
 def _reader(kafka: KafkaSettings) -> Any:
     return AIOKafkaConsumer(
-        bootstrap_servers=kafka.bootstrap_servers,
+        **for_aiokafka(kafka),
         client_id="burnfuse-state",
         enable_auto_commit=False,
         auto_offset_reset="earliest",

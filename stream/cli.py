@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 
 from stream import logs
+from stream.acls import Layout, show
 from stream.clock import SystemClock
 from stream.errors import UsageError
 from stream.ingest import formats
+from stream.ingest.reject import Reason
 from stream.report import JsonReporter, PlainReporter, Reporter
 from stream.settings import Settings, load, settings_type
 from stream.view import LiveReporter
@@ -29,6 +31,8 @@ config_app = typer.Typer(help="Checks, explains and shows the configuration.", n
 app.add_typer(config_app, name="config")
 state_app = typer.Typer(help="Shows what the workers have saved on Kafka, or gives it up.", no_args_is_help=True)
 app.add_typer(state_app, name="state")
+dlq_app = typer.Typer(help="Lists dead letters, and sends their records again.", no_args_is_help=True)
+app.add_typer(dlq_app, name="dlq")
 
 Format = StrEnum("Format", {name: name for name in formats.names()})  # type: ignore[misc]
 
@@ -151,12 +155,19 @@ def worker(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 def topics(
     config: ConfigOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell what is missing or different.")] = False,
+    acls: Annotated[bool, typer.Option("--acls", help="Only print the rights on Kafka that each role needs.")] = False,
+    layout: Annotated[
+        Layout, typer.Option("--format", help="Of --acls: a table, or commands for kafka-acls.sh.")
+    ] = Layout.TABLE,
     json: JsonOption = False,
 ) -> None:
     """Creates the topics with their settings, or checks them."""
     from stream.topics import run
 
     logs.set_up(False)
+    if acls:
+        show(_settings(config), layout, json=json)
+        return
     if not run(_settings(config), check=check, json=json):
         raise typer.Exit(1)
 
@@ -164,8 +175,13 @@ def topics(
 @app.command(epilog="Example: burnfuse replay events.jsonl.gz --broker localhost:9092 --speed 10")
 def replay(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files (also .gz), folders, or - .")],
-    broker: Annotated[str, typer.Option(help="Kafka broker, host:port.")],
-    topic: Annotated[str, typer.Option(help="Topic to send to.")] = "usage",
+    broker: Annotated[
+        str | None, typer.Option(help="Kafka broker, host:port; that of --config otherwise.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Topic to send to; that of --config otherwise.", show_default=False)
+    ] = None,
     speed: Annotated[float, typer.Option(help="Times the recorded pace; 0 is as fast as possible.", min=0)] = 0.0,
     key: Annotated[str, typer.Option(help="Key of the records: agent_id, root_run_id or none.")] = "agent_id",
 ) -> None:
@@ -175,7 +191,12 @@ def replay(
     logs.set_up(False)
     if key not in KEYS:
         raise UsageError(f"--key must be one of {', '.join(KEYS)}")
-    if not run(paths, broker, topic, speed, key, SystemClock()):
+    if broker is None and config is None:
+        raise UsageError("where is Kafka? Give --broker host:port, or --config")
+    kafka = _settings(config).kafka
+    if broker is not None:
+        kafka = kafka.model_copy(update={"bootstrap_servers": [broker]})
+    if not run(paths, kafka, topic or kafka.input_topic, speed, key, SystemClock()):
         raise typer.Exit(3)
 
 
@@ -242,10 +263,71 @@ def state_reset(
     reset(_settings(config), SystemClock(), sure=yes)
 
 
+_REASONS = StrEnum("Reasons", {reason.name: reason.value for reason in Reason})  # type: ignore[misc]
+ReasonOption = Annotated[
+    _REASONS | None, typer.Option("--reason", help="Only letters with this reason.", show_default=False)
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(help="Only letters since then: a time, or how long ago (30min, 2h, 7d).", show_default=False),
+]
+
+
+def _choice(reason: Any, since: str | None, ids: list[str] | None, limit: int | None) -> Any:
+    from stream.dlq import Choice, moment
+
+    return Choice(
+        Reason(reason.value) if reason is not None else None,
+        moment(since, SystemClock()) if since is not None else None,
+        frozenset(ids or ()),
+        limit,
+    )
+
+
+@dlq_app.command("list", epilog="Example: burnfuse dlq list --config burnfuse.yaml --reason invalid --since 2h")
+def dlq_list(
+    config: ConfigOption = None,
+    reason: ReasonOption = None,
+    since: SinceOption = None,
+    limit: Annotated[int, typer.Option(help="Most letters listed, the newest ones.", min=1)] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Lists events that were turned away, and counts them by reason."""
+    from stream.dlq import show
+
+    logs.set_up(False)
+    show(_settings(config), _choice(reason, since, None, limit), json=json)
+
+
+@dlq_app.command("replay", epilog="Example: burnfuse dlq replay --config burnfuse.yaml --reason bad_time --dry-run")
+def dlq_replay(
+    config: ConfigOption = None,
+    reason: ReasonOption = None,
+    since: SinceOption = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the letter with this source, as `list` shows it; may be given again.", metavar="ID"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Most letters, the oldest ones.", min=1, show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what could be sent.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also letters that were replayed before.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Sends records that were turned away to the input topic again; ends with 3 if some are no longer there."""
+    from stream.dlq import replay as run
+    from stream.dlq import tell
+
+    logs.set_up(False)
+    outcome = run(_settings(config), _choice(reason, since, ids, limit), dry_run=dry_run, again=again)
+    tell(outcome, dry_run=dry_run, json=json)
+    if outcome.gone:
+        raise typer.Exit(3)
+
+
 def _pretty(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def command_names() -> list[str]:
     """Names of all commands, for the check of the documentation."""
-    return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config", "state"]
+    return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config", "dlq", "state"]

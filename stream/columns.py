@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.types import Ints
+from burnfuse.event import MAX_NUMBER
+from detectors.types import Finish, Ints, Kind, ToolKind
 from stream.errors import PackedRecordError
+from stream.text import LAST_SECOND
 
 TEXTS = ("event_id", "agent_id", "run_id", "root_run_id", "parent_run_id", "to_agent_id", "to_run_id", "tool")
 """Text columns; "" is absent."""
+
+MOST_SPENT = 10**14
+"""Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
+still allows must not overflow the sums."""
+
+MAX_PARTITIONS = 100_000
+"""Far more than a topic has."""
 
 NUMBERS: Mapping[str, np.dtype[Any]] = {
     # Hashes of ids: what tells entities apart. Texts are for people, and are looked at only in findings.
@@ -50,6 +59,26 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "log_ms": np.dtype("<i8"),  # when the record was logged, ms since 1970; 0 in files
     "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
 }
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "ts": (0, LAST_SECOND),
+    "kind": (0, max(Kind)),
+    "http_status": (0, 999),
+    "finish": (0, max(Finish)),
+    "tool_kind": (0, max(ToolKind)),
+    "input": (-1, MAX_NUMBER),
+    "cached": (-1, MAX_NUMBER),
+    "output": (-1, MAX_NUMBER),
+    "tokens": (0, MOST_SPENT),
+    "cost": (0, MOST_SPENT),
+    "source": (0, MAX_PARTITIONS - 1),
+    "position": (0, (1 << 43) - 1),  # with the item below it, it fits into 64 bits; see `stream.sequencer`
+    "item": (0, (1 << 20) - 1),
+    "log_ms": (-1, (1 << 63) - 1),  # what producers say, or -1
+    "sequence": (0, (1 << 63) - 1),
+}
+"""What ingest makes lies within. A damaged number must not get as far as the detectors: whichever fails on it is
+switched off."""
 
 _SIZE = np.dtype("<u4")
 _FORMAT = 5
@@ -352,10 +381,15 @@ class Columns:
         return cls(texts, {name: np.concatenate([part.numbers[name] for part in parts]) for name in NUMBERS})
 
 
+# As in BOUNDS.
+_Source = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTITIONS)]
+_Moment = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
+
+
 class _Wire(msgspec.Struct, array_like=True):
     version: int
-    progress: dict[int, int]
-    partitions: int
+    progress: dict[_Source, _Moment]
+    partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)]
     texts: tuple[bytes, bytes]
     numbers: list[bytes]
 
@@ -411,7 +445,19 @@ class Packed:
         n = len(numbers["ts"])
         if {len(column) for column in numbers.values()} != {n} or len(texts) != n * len(TEXTS):
             raise PackedRecordError("a record on an inner topic is damaged: its columns differ in length")
+        if n and (name := _out_of_bounds(numbers)):
+            raise PackedRecordError(f"a record on an inner topic is damaged: {name} is out of bounds")
         return cls(Columns(Texts.stored(texts), numbers), wire.progress, wire.partitions)
+
+
+def _out_of_bounds(numbers: Mapping[str, NDArray[Any]]) -> str:
+    """The first column with a value that ingest does not make; "" if there is none."""
+    for name, (low, high) in BOUNDS.items():
+        column = numbers[name]
+        # So written that a time which is no number is out of bounds, too.
+        if not (column.min() >= low and column.max() <= high):
+            return name
+    return next((name for name, c in numbers.items() if c.dtype == bool and c.view(np.uint8).max() > 1), "")
 
 
 _encode = msgspec.msgpack.Encoder().encode

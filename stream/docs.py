@@ -23,9 +23,11 @@ from detectors import checks
 from detectors.base import Detector
 from detectors.types import Scope
 from stream import cli
+from stream.acls import rules
 from stream.actions import base as actions
 from stream.ingest import reject
-from stream.settings import SECRETS, KafkaSettings, Settings
+from stream.metrics import DECLARED, PREFIX
+from stream.settings import SECRETS, KafkaSettings, Settings, default_settings
 from stream.topics import TopicPlan, plans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,9 +114,18 @@ def checks_table() -> str:
 # ---------------------------------------------------------------------------------------- settings
 
 
+def _inner(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Sections within a section."""
+    fields = model.model_fields.items()
+    found = {key: field.annotation for key, field in fields}
+    return {key: cls for key, cls in found.items() if isinstance(cls, type) and issubclass(cls, BaseModel)}
+
+
 def _settings_of(model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
+        if key in _inner(model):
+            continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         unit, source = str(extra.get("unit", "")), str(extra.get("source", ""))
         rows.append((_code(key), _default(field, unit), unit, field.description or "", source))
@@ -148,6 +159,7 @@ def settings_sections() -> str:
             parts += [_section(f"actions.{key}", cls.Config, _about(cls)) for key, cls in actions.registered().items()]
         elif isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, model, _about(model)))
+            parts += [_section(f"{name}.{key}", cls, _about(cls)) for key, cls in _inner(model).items()]
         else:  # a mapping of names to models
             model = get_args(model)[1]
             parts.append(_section(f"{name}.NAME", model, field.description or ""))
@@ -182,6 +194,18 @@ def topics_table() -> str:
         ("topic", "partitions", "kept", "holds"),
         ((_code(plan.name), str(plan.partitions), _kept(plan), plan.why) for plan in plans(KafkaSettings())),
     )
+
+
+def acls_table() -> str:
+    """Who needs which rights, with the default configuration."""
+    return table(
+        ("who", "resource", "name", "operations", "why"),
+        (
+            (rule.role, rule.resource, _code(rule.name) + (" and what begins so" if rule.prefixed else ""),
+             ", ".join(rule.operations), rule.why)
+            for rule in rules(default_settings())
+        ),
+    )  # fmt: skip
 
 
 def _kept(plan: TopicPlan) -> str:
@@ -234,6 +258,23 @@ def reasons_table() -> str:
     return table(("reason", "meaning"), ((_code(value), text) for value, text in _members(reject.Reason)))
 
 
+def metrics_table() -> str:
+    """All metrics of the worker."""
+    return table(
+        ("metric", "kind", "unit", "labels", "meaning", "alert on"),
+        (
+            (_code(PREFIX + one.name), one.kind, one.unit, ", ".join(map(_code, one.labels)), one.help, one.alert)
+            for one in DECLARED
+        ),
+    )
+
+
+def second_stage_list() -> str:
+    """Which detectors an overloaded worker leaves out."""
+    names = [f"[`{name}`](detectors.md#{name})" for name, cls in _detectors() if cls.spec.second_stage]
+    return f"The second stage: {', '.join(names)}.\n"
+
+
 def _members(enum: type) -> Iterator[tuple[str, str]]:
     """Values of an enumeration with the text below each, which Python itself does not keep."""
     (tree,) = ast.parse(inspect.getsource(enum)).body
@@ -257,12 +298,15 @@ def house_table() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "checks": checks_table,
+    "acls": acls_table,
     "commands": commands_table,
     "commands-in-full": commands_sections,
     "detectors": detectors_table,
     "detectors-in-full": detectors_sections,
+    "metrics": metrics_table,
     "modules": house_table,
     "reasons": reasons_table,
+    "second-stage": second_stage_list,
     "secrets": secrets_table,
     "settings": settings_sections,
     "topics": topics_table,

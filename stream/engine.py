@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -62,6 +62,8 @@ class Result:
     """Late events, and duplicates."""
     accepted: list[int] = field(default_factory=list)
     """Positions of the events that were taken, among the events given."""
+    shed: dict[str, int] = field(default_factory=dict)
+    """Detector of the second stage -> events it was not shown because of overload."""
     clocks: Floats = field(default_factory=lambda: np.empty(0))
     """Stream clock at each of the events given, s: event time that never goes back."""
 
@@ -101,6 +103,7 @@ class Engine:
         self._detectors = {name: detector for name, detector in chosen.items() if detector.spec.scope in scopes}
         self.quarantined: dict[str, str] = {}
         """Detectors that raised, with the error: they are left out until the process starts again."""
+        self._shedding = False
         self._trees = _Trees() if Scope.ROOT in scopes else None
         self.seen = RecentIds(settings.engine.duplicate_ids)
         """Ids of the latest events."""
@@ -112,6 +115,20 @@ class Engine:
     def clock(self) -> float:
         """Stream clock, s."""
         return self._clock
+
+    def shed(self, on: bool) -> None:
+        """Overload begins or ends: the second stage is left out, or runs again.
+
+        What is found then depends on when the overload was, so only a worker calls this.
+        """
+        if on is self._shedding:
+            return
+        self._shedding = on
+        if not on:
+            for name, detector in list(self._detectors.items()):
+                if detector.spec.second_stage:
+                    self._guard(name, partial(detector.resume, self._clock))
+                    self._entities[detector.spec.scope].all_changed()
 
     def sketch(self) -> dict[str, list[int]]:
         """This partition's part of the fleet's figures; see `stream.calibration`."""
@@ -264,12 +281,19 @@ class Engine:
     def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
+            if self._shedding and detector.spec.second_stage:
+                entity = batch.entities[detector.spec.scope]
+                self._guard(name, partial(detector.forget, entity.row[entity.new]))
+                result.shed[name] = result.shed.get(name, 0) + len(batch)
+                continue
             found += self._guard(name, partial(detector.update, batch)) or ()
         if not found:
             return
         place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
         found.sort(key=lambda finding: place[finding.event_id])
         for name, detector in list(self._detectors.items()):
+            if self._shedding and detector.spec.second_stage:
+                continue
             found = list(self._guard(name, partial(detector.review, batch, found)) or found)
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
@@ -277,11 +301,11 @@ class Engine:
     def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints, Floats | None]:
         """Without duplicates and late events; where the others stood, the rows of their runs, and the newest event
         time of these before each, if nothing was taken out since."""
-        ids = columns.numbers["event"]
+        whole, ids = columns, columns.numbers["event"]
         first = self.seen.add(ids)
         kept = np.arange(len(ids))
+        again = np.zeros(len(ids), bool) if first is None else ~first
         if first is not None:
-            self._turn_away(columns, ~first, Reason.DUPLICATE, "an event with this id was seen before", result)
             columns, kept = columns.take(first), kept[first]
         runs, ts = self._entities[Scope.RUN], columns.numbers["ts"]
         rows = runs.assign(columns.numbers[_IDS[Scope.RUN]])
@@ -289,9 +313,16 @@ class Engine:
         behind = newest - ts
         late = behind > self._settings.lateness_s
         if late.any():
+            # They may be sent again, to be judged otherwise; then they are no duplicates, here or in a later batch.
+            late_ids = columns.numbers["event"][late]
+            self.seen.forgive(late_ids)
+            too_late = again & np.isin(ids, late_ids)
+            again &= ~too_late
+            too_late[kept[late]] = True
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
-            self._turn_away(columns, late, Reason.LATE, f"the event is out of order, {limit}", result)
+            self._turn_away(whole, too_late, Reason.LATE, f"the event is out of order, {limit}", result)
             columns, kept, rows, newest = columns.take(~late), kept[~late], rows[~late], None
+        self._turn_away(whole, again, Reason.DUPLICATE, "an event with this id was seen before", result)
         return columns, kept, rows, newest
 
     # ----------------------------------------------------------------------------- saved state
@@ -405,6 +436,13 @@ def _median_of_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats) -> Fl
     return median
 
 
+_SEEN, _FORGIVEN = 0, 1
+_WORN = 10_000
+
+Noted: TypeAlias = tuple[Hashes, NDArray[np.uint8]]
+"""Ids (n,), and what is known of each (n,)."""
+
+
 class SavedRows(msgspec.Struct, array_like=True):
     """State of rows of one scope.
 
@@ -440,23 +478,39 @@ class RecentIds:
         self._young, self._old = SlotMap(), SlotMap()
         self.generation = 0
         """Number of the young generation; the old one has the number before."""
-        self._new: dict[int, list[Hashes]] = {}
+        self._new: dict[int, list[Noted]] = {}
+        self._noted: dict[int, int] = {}
 
-    def changed(self) -> dict[int, Hashes]:
-        """Generation -> ids that it has gained since this was asked before."""
+    def changed(self) -> dict[int, Noted]:
+        """Generation -> ids that it has gained, or knows otherwise, since this was asked before, in order."""
         new, self._new = self._new, {}
-        return {generation: np.concatenate(parts) for generation, parts in new.items()}
+        return {
+            generation: (np.concatenate([ids for ids, _ in parts]), np.concatenate([what for _, what in parts]))
+            for generation, parts in new.items()
+        }
+
+    @property
+    def worn(self) -> bool:
+        """Whether what was told by `changed` is much more than what is known: ids were forgiven again and again."""
+        return max(self._noted.values(), default=0) > 3 * self._size + _WORN
 
     def all_changed(self) -> None:
         """All ids are to be saved anew."""
-        self._new = {self.generation - 1: [self._old.ids()], self.generation: [self._young.ids()]}
+        self._new, self._noted = {}, {}
+        for generation, slots in ((self.generation - 1, self._old), (self.generation, self._young)):
+            ids = slots.ids()
+            for what in (_SEEN, _FORGIVEN):
+                self._note(generation, ids[slots.find(ids) == what], what)
 
-    def load(self, generation: int, young: Hashes, old: Hashes) -> None:
+    def load(self, generation: int, young: Noted, old: Noted) -> None:
         """Takes in saved generations, before any id."""
         self.generation = generation
         self._young, self._old = SlotMap(), SlotMap()
-        for slots, ids in ((self._young, young), (self._old, old)):
-            slots.add(ids, np.zeros(len(ids), np.int64))
+        for number, slots, (ids, what) in ((generation, self._young, young), (generation - 1, self._old, old)):
+            # Of an id that was noted several times the last one counts.
+            last, at = np.unique(ids[::-1], return_index=True)
+            slots.add(last, what[::-1][at].astype(np.int64))
+            self._noted[number] = len(ids)
 
     def add(self, ids: Hashes) -> Bools | None:
         """Remembers ids; (n,) true where an id was not known, or None if none was known."""
@@ -472,17 +526,33 @@ class RecentIds:
                 self._young.clear()
                 self.generation += 1
                 self._new.pop(self.generation - 2, None)
+                self._noted.pop(self.generation - 2, None)
         first = np.concatenate(parts) if parts else np.empty(0, bool)
         return None if first.all() else first
 
     def _add(self, ids: Hashes) -> Bools:
         here = first_of(ids)
-        young = self._young.find(ids) >= 0
+        young, old = self._young.find(ids), self._old.find(ids)
         # Of the old generation nothing is taken over: what is known twice would fill the new one.
-        fresh = ids[here & ~young]
-        self._young.add(fresh, np.zeros(len(fresh), np.int64))
-        self._new.setdefault(self.generation, []).append(fresh)
-        return here & ~young & (self._old.find(ids) < 0)
+        fresh, forgiven = ids[here & (young < 0)], ids[here & (young == _FORGIVEN)]
+        self._young.add(fresh, np.full(len(fresh), _SEEN))
+        self._young.put(forgiven, np.full(len(forgiven), _SEEN))
+        self._note(self.generation, fresh, _SEEN)
+        self._note(self.generation, forgiven, _SEEN)
+        known: Bools = (young == _SEEN) | ((young < 0) & (old == _SEEN))
+        return here & ~known
+
+    def forgive(self, ids: Hashes) -> None:
+        """Known ids that may come once more. They still count: where batches are cut must not matter."""
+        for generation, number in ((self._young, self.generation), (self._old, self.generation - 1)):
+            there = ids[generation.find(ids) >= 0]
+            generation.put(there, np.full(len(there), _FORGIVEN))
+            self._note(number, there, _FORGIVEN)
+
+    def _note(self, generation: int, ids: Hashes, what: int) -> None:
+        if len(ids):
+            self._new.setdefault(generation, []).append((ids, np.full(len(ids), what, np.uint8)))
+            self._noted[generation] = self._noted.get(generation, 0) + len(ids)
 
 
 class _Trees:

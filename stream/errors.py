@@ -35,5 +35,16 @@ class SavedStateError(BurnfuseError):
     """Saved state cannot be used: it is of another version, of other settings, or damaged."""
 
 
+class RejectedShareError(BurnfuseError):
+    """So many events are turned away that something else must be wrong; the worker stops.
+
+    Carries what stopped it, so that a restart knows.
+    """
+
+    def __init__(self, message: str, marker: bytes) -> None:
+        super().__init__(message)
+        self.marker = marker
+
+
 class PackedRecordError(BurnfuseError):
     """A record on an inner topic is damaged or of another version."""

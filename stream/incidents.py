@@ -14,6 +14,7 @@ from detectors.types import SEVERITIES, Finding, Scope, Severity
 from stream.settings import IncidentSettings
 
 State = Literal["open", "escalated", "resolved"]
+ChangeKind = Literal["opened", "updated", "escalated", "resolved"]
 
 _RESOLVED_KEPT = 500
 """Resolved incidents remembered, for findings that come late."""
@@ -56,7 +57,7 @@ class Incident:
 class Change:
     """Something that happened to an incident."""
 
-    kind: Literal["opened", "updated", "escalated", "resolved"]
+    kind: ChangeKind
     incident: Incident
 
 

@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from burnfuse.event import SEQUENCE_HEADER
 from stream.clock import Clock
+from stream.connection import explained, for_kafka_python
 from stream.errors import BrokerError
 from stream.ingest.decode import Invalid, event_time
 from stream.ingest.files import find, merged
 from stream.ingest.ingest import Record
 from stream.report import Rejections
-from stream.topics import CLIENT
+from stream.settings import KafkaSettings
 
 KEYS = ("agent_id", "root_run_id", "none")
 _MAX_RECORD_BYTES = 1 << 24
@@ -41,7 +42,7 @@ _peek = msgspec.json.Decoder(_Peek).decode
 
 def run(
     paths: Sequence[str],
-    broker: str,
+    kafka: KafkaSettings,
     topic: str,
     speed: float,
     key: str,
@@ -51,6 +52,7 @@ def run(
     """Sends all records as they are, paced by their event times.
 
     Args:
+        kafka: Where Kafka is, and who connects.
         speed: Times the recorded pace; 0: as fast as possible.
         key: One of KEYS.
 
@@ -62,18 +64,15 @@ def run(
         InputError: nothing to send.
     """
     sources = find(paths, _MAX_RECORD_BYTES)
-    try:
+    with explained(kafka):
         producer = KafkaProducer(
-            **CLIENT,
-            bootstrap_servers=broker,
+            **for_kafka_python(kafka),
             acks="all",
             linger_ms=20,
             batch_size=1 << 17,
             compression_type="gzip",
             max_request_size=_MAX_RECORD_BYTES,
         )
-    except (KafkaError, OSError) as error:
-        raise BrokerError(f"no Kafka broker answers at {broker}: check --broker") from error
     rejections, failed = Rejections(), []
     total = sum(source.size() for source in sources)
     columns = (
@@ -120,7 +119,9 @@ def run(
         try:
             producer.flush(timeout=60)
         except KafkaError as error:
-            raise BrokerError(f"{broker} did not take all records within 60 s: {error}") from error
+            raise BrokerError(
+                f"{', '.join(kafka.bootstrap_servers)} did not take all records within 60 s: {error}"
+            ) from error
         progress.update(task, completed=total, sent=sent)
     rejections.finish()
     if failed:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-import time
 from typing import Any
 
-from aiokafka.errors import KafkaError
-from kafka.errors import KafkaError as AdminError
-from kafka.errors import UnknownTopicOrPartitionError
+from kafka.errors import GroupIdNotFoundError
 from rich.console import Console
 from rich.table import Table
 
-from stream.checkpoints import read
+from stream.checkpoints import Writer, read
 from stream.clock import Clock
+from stream.connection import explained
 from stream.errors import BrokerError, SavedStateError, UsageError
 from stream.settings import Settings
-from stream.state import MANIFEST, DetectManifest, IncidentManifest, Saved, decode
+from stream.state import MANIFEST, DetectManifest, IncidentManifest, Page, Saved, decode
 from stream.text import moment
-from stream.topics import admin, create, partition_counts, plans, state_topics
-
-_DELETE_S = 60.0
+from stream.topics import admin, partition_counts, state_topics
 
 
 def show(settings: Settings, clock: Clock, *, json: bool) -> bool:
@@ -35,10 +31,8 @@ def show(settings: Settings, clock: Clock, *, json: bool) -> bool:
         counts = partition_counts(client)
     if missing := [topic for topic in (*homes, *homes.values()) if topic not in counts]:
         raise BrokerError(f"topics are missing ({', '.join(missing)}): run `burnfuse topics` with this configuration")
-    try:
+    with explained(settings.kafka):
         rows = asyncio.run(_rows(settings, clock, {home: counts[state] for home, state in homes.items()}))
-    except KafkaError as error:
-        raise BrokerError(f"the state cannot be read: {type(error).__name__}: {error}") from error
     if json:
         for row in rows:
             Console(soft_wrap=True, highlight=False).print(jsonlib.dumps(row), markup=False)
@@ -82,11 +76,11 @@ def _row(name: str, saved: Saved) -> dict[str, Any]:
 
 
 def reset(settings: Settings, clock: Clock, *, sure: bool) -> None:
-    """Gives all saved state up: makes its topics anew.
+    """Gives all saved state up: takes every page back. Needs no more rights than a worker has.
 
     Raises:
         UsageError: nobody said that it is meant.
-        BrokerError: workers are running, or Kafka cannot be reached.
+        BrokerError: workers are running, or Kafka cannot be reached, or topics are missing.
     """
     names = list(state_topics(settings).values())
     if not sure:
@@ -97,31 +91,29 @@ def reset(settings: Settings, clock: Clock, *, sure: bool) -> None:
     with admin(kafka) as client:
         try:
             group = client.describe_groups([kafka.app_id]).get(kafka.app_id, {})
-        except AdminError:  # there has never been one
+        except GroupIdNotFoundError:  # there has never been one
             group = {}
         if members := group.get("members"):
             raise BrokerError(f"{len(members)} workers of {kafka.app_id} are running: stop them first")
-        there = [name for name in names if name in partition_counts(client)]
-        if there:
-            client.delete_topics(there)
-        deadline = clock.monotonic() + _DELETE_S
-        while True:
-            counts = partition_counts(client)
-            left = [name for name in names if name in counts]
-            if not left:
-                break
-            if clock.monotonic() > deadline:
-                raise BrokerError(f"{', '.join(left)} could not be deleted: allow it, or delete them by hand")
-            time.sleep(0.2)
-        keyed = settings.input.keyed_by == "agent_id"
-        wanted = [plan for plan in plans(kafka, keyed=keyed, counts=counts) if plan.name in names]
-        while True:
+        counts = partition_counts(client)
+    if missing := [name for name in names if name not in counts]:
+        raise BrokerError(f"topics are missing ({', '.join(missing)}): run `burnfuse topics` with this configuration")
+    with explained(kafka):
+        pages = asyncio.run(_take_back(settings, clock, {name: counts[name] for name in names}))
+    Console(highlight=False).print(f"all saved state is gone: {pages} pages of {', '.join(names)}", markup=False)
+
+
+async def _take_back(settings: Settings, clock: Clock, counts: dict[str, int]) -> int:
+    pages = 0
+    for state, count in counts.items():
+        for partition in range(count):
+            writer = Writer(settings.kafka, state, partition)
+            await writer.open()
             try:
-                create(client, kafka, wanted)
-                break
-            except AdminError as error:
-                # A topic that was just deleted may be in the way for a moment.
-                if clock.monotonic() > deadline or isinstance(error, UnknownTopicOrPartitionError):
-                    raise
-                time.sleep(0.5)
-    Console(highlight=False).print(f"all saved state is gone: {', '.join(names)} were made anew", markup=False)
+                saved, _ = await read(settings.kafka, state, (state, partition), clock)
+                if saved.pages:
+                    await writer.write([Page(key, None) for key in saved.pages])
+                pages += len(saved.pages)
+            finally:
+                await writer.close()
+    return pages

@@ -9,13 +9,15 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 import detectors
+from burnfuse.security import Mechanism
+from burnfuse.tokens import check_url
 from detectors.base import DetectorConfig, setting
 from stream.errors import ConfigError, UsageError
 from stream.ingest import formats
@@ -24,6 +26,9 @@ HASH_KEY_BYTES = 64
 SECRETS = {
     "slack_token": "Slack bot token (xoxb-...) with the scope chat:write.",
     "hash_key": "Key of the hashes of arguments and results, at most 64 bytes; the same for all workers.",
+    "kafka_password": "Password of `kafka.sasl.username`, for PLAIN and SCRAM.",
+    "kafka_client_secret": "Secret of `kafka.sasl.client_id`, for tokens from an endpoint.",
+    "kafka_key_password": "Password of the private key in `kafka.tls.key_file`, if it has one.",
 }
 """Secrets, by name. `slack_token` is read from BURNFUSE_SLACK_TOKEN, or from the file named by
 BURNFUSE_SLACK_TOKEN_FILE; the others likewise."""
@@ -72,7 +77,21 @@ class InputSettings(Section):
         source="a year: catches broken clocks, lets simulated streams pass",
         gt=0,
     )
-
+    max_rejected_share: float = setting(
+        0.5,
+        unit="share of events",
+        why="A worker stops where more than this is turned away; 1: never. Duplicates and late events do not count.",
+        source="more is lost than kept; single faulty producers among several stay below",
+        gt=0,
+        le=1,
+    )
+    max_rejected_of: int = setting(
+        1000,
+        unit="events",
+        why="Over how many of the latest events that share is taken, at least.",
+        source="a share of a half is then known within 3 % (binomial, 95 %)",
+        ge=1,
+    )
     keyed_by: Literal["any", "agent_id"] = Field(
         default="any",
         description="What the records of the input topic are keyed by. agent_id: all events of an agent come on one "
@@ -219,6 +238,74 @@ class IncidentSettings(Section):
     )
 
 
+class TlsSettings(Section):
+    """Encryption of the connections to Kafka."""
+
+    enabled: bool = Field(default=False, description="Encrypt the connections.")
+    ca_file: str | None = Field(
+        default=None, description="Certificates (PEM) of who may vouch for brokers; none: the system's."
+    )
+    certificate_file: str | None = Field(
+        default=None, description="Own certificate (PEM), for brokers that ask for one."
+    )
+    key_file: str | None = Field(default=None, description="Private key (PEM) of that certificate.")
+    check_hostname: bool = Field(
+        default=True, description="A broker's certificate must be for the name it is reached by."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> TlsSettings:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file are set together")
+        if not self.enabled and (self.ca_file or self.certificate_file or not self.check_hostname):
+            raise ValueError("these settings need enabled: true")
+        return self
+
+
+class SaslSettings(Section):
+    """Who connects to Kafka. Passwords and secrets are not set here: see the variables above."""
+
+    mechanism: Mechanism | None = Field(default=None, description="How to prove it; none: not at all, or by TLS.")
+    username: str | None = Field(default=None, min_length=1, description="For PLAIN and SCRAM.")
+    token_file: str | None = Field(
+        default=None, description="For OAUTHBEARER: file with a token that somebody else renews; read each time."
+    )
+    token_url: str | None = Field(
+        default=None, description="For OAUTHBEARER: endpoint that gives tokens (OAuth 2.0, client credentials)."
+    )
+    client_id: str | None = Field(default=None, min_length=1, description="Who asks that endpoint.")
+    scope: str = Field(default="", description="What for; empty: the endpoint's default.")
+    token_ca_file: str | None = Field(
+        default=None, description="Certificates (PEM) of who may vouch for the endpoint; none: the system's."
+    )
+    token_timeout_s: float = setting(
+        10.0,
+        unit="s",
+        why="How long the endpoint may take.",
+        source="as long as a client looks for a broker",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> SaslSettings:
+        token = {"token_file": self.token_file, "token_url": self.token_url}
+        given = [name for name, value in token.items() if value is not None]
+        if self.mechanism == "OAUTHBEARER":
+            if len(given) != 1:
+                raise ValueError("either token_file or token_url is needed for OAUTHBEARER")
+            if (self.token_url is None) != (self.client_id is None):
+                raise ValueError("token_url and client_id are set together")
+            if self.username is not None:
+                raise ValueError("username is not for OAUTHBEARER: the token says who it is")
+        elif given or self.client_id is not None:
+            raise ValueError("tokens need mechanism: OAUTHBEARER")
+        elif (self.mechanism is None) != (self.username is None):
+            raise ValueError("mechanism and username are set together")
+        if self.token_url is not None:
+            check_url(self.token_url)
+        return self
+
+
 class KafkaSettings(Section):
     """Where Kafka is, and how the topics are laid out."""
 
@@ -253,6 +340,39 @@ class KafkaSettings(Section):
         source="covers a producer's linger and a broker's append",
         gt=0,
     )
+    session_timeout_s: float = setting(
+        10.0,
+        unit="s",
+        why="A worker not heard of for so long is taken for dead, and its partitions go to others.",
+        source="Kafka's own default until 3.0: on-call waits seconds, not the 45 s of today's default",
+        ge=1,
+        le=60,
+    )
+    heartbeat_s: float = setting(
+        3.0,
+        unit="s",
+        why="How often a worker says that it lives; at most a third of session_timeout_s.",
+        source="Kafka's own default",
+        gt=0,
+    )
+    instance_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="Name of this worker, the same after every restart and no other worker's: a restart within "
+        "session_timeout_s then moves no partitions. None: a worker that stops gives its partitions up at once.",
+    )
+    tls: TlsSettings = Field(default=TlsSettings(), description="Encryption, below.")
+    sasl: SaslSettings = Field(default=SaslSettings(), description="Who connects, below.")
+
+    @model_validator(mode="after")
+    def _beats_in_time(self) -> KafkaSettings:
+        if self.heartbeat_s * 3 > self.session_timeout_s:
+            raise ValueError(
+                f"heartbeat_s ({self.heartbeat_s:g} s) must be at most a third of session_timeout_s "
+                f"({self.session_timeout_s:g} s): a lost heartbeat would cost a worker its partitions"
+            )
+        return self
 
 
 class StateSettings(Section):
@@ -274,21 +394,58 @@ class StateSettings(Section):
         5.0,
         unit="s",
         why="Longest wait for states to be saved before partitions move; what could not be saved is done again.",
-        source="well within the 60 s after which the group gives a silent worker up",
+        source="well within kafka.session_timeout_s, after which the group gives a silent worker up",
         gt=0,
     )
 
 
-class WorkerSettings(Section):
-    """The worker as a process."""
+class MetricsSettings(Section):
+    """Health and metrics of the worker: /healthz, /readyz and /metrics (docs/metrics.md)."""
 
-    health_port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port of a small web server that answers while the worker lives; none: no server.",
+    listen: str | None = Field(
+        default="127.0.0.1:8081",
+        pattern=r"^\S+:[0-9]{1,5}$",
+        description="Address of the server, host:port; 0.0.0.0:8081 in containers; null: no server.",
     )
-    health_host: str = Field(default="127.0.0.1", description="Address that server listens on.")
+    hang_s: float = setting(
+        30.0,
+        unit="s",
+        why="/healthz fails when the worker's event loop has not turned for longer.",
+        source="ten times the longest batch of 8,000 records on a slow machine",
+        gt=0,
+    )
+    silence_s: float = setting(
+        30.0,
+        unit="s",
+        why="/readyz fails when no Kafka broker has answered for longer.",
+        source="covers the restart of one broker of several",
+        gt=0,
+    )
+
+
+class OverloadSettings(Section):
+    """What happens when more comes than the worker can take (docs/reliability.md)."""
+
+    begin_lag_s: float = setting(
+        30.0,
+        unit="s",
+        why="So far behind on any partition the worker counts as overloaded.",
+        source="findings within seconds are what burnfuse is for; well above a rebalance",
+        gt=0,
+    )
+    end_lag_s: float = setting(
+        5.0, unit="s", why="Below it the worker has caught up.", source="far from where it begins", gt=0
+    )
+    shed: bool = Field(
+        default=True,
+        description="Leave out the second stage (detectors that find nothing within minutes) while overloaded.",
+    )
+
+    @model_validator(mode="after")
+    def _the_end_comes_below(self) -> Self:
+        if self.end_lag_s >= self.begin_lag_s:
+            raise ValueError(f"end_lag_s ({self.end_lag_s}) must be below begin_lag_s ({self.begin_lag_s})")
+        return self
 
 
 def _detector_settings() -> type[Section]:
@@ -313,7 +470,8 @@ class Settings(Section):
     """The whole configuration."""
 
     kafka: KafkaSettings = KafkaSettings()
-    worker: WorkerSettings = WorkerSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    overload: OverloadSettings = OverloadSettings()
     state: StateSettings = StateSettings()
     input: InputSettings = InputSettings()
     effective_tokens: EffectiveTokens = EffectiveTokens()
@@ -429,6 +587,18 @@ def detector_config(settings: Settings, name: str) -> DetectorConfig:
     """The settings of one detector."""
     config: DetectorConfig = getattr(settings.detectors, name)
     return config
+
+
+def needed_secret(name: str) -> str:
+    """A secret's value.
+
+    Raises:
+        ConfigError: it is not set, or cannot be read.
+    """
+    value = secret(name)
+    if value is None:
+        raise ConfigError(f"the secret {name} is not set: set BURNFUSE_{name.upper()} or BURNFUSE_{name.upper()}_FILE")
+    return value
 
 
 def secret(name: str, environment: Mapping[str, str] | None = None) -> str | None:

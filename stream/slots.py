@@ -62,13 +62,21 @@ class SlotMap:
             self._rows[place[won]] = rows[won]
             ids, rows, place = ids[lost], rows[lost], (place[lost] + 1) & self._mask
 
+    def put(self, ids: Hashes, rows: Ints) -> None:
+        """Other rows for (n,) known ids, all different."""
+        place = self._home(ids)
+        while len(ids):
+            hit: Bools = self._ids[place] == ids
+            self._rows[place[hit]] = rows[hit]
+            ids, rows, place = ids[~hit], rows[~hit], (place[~hit] + 1) & self._mask
+
     def remove(self, ids: Hashes) -> None:
         """Forgets (n,) known ids, all different."""
         place = self._home(ids)
         self._used -= len(ids)
         self._gone += len(ids)
         while len(ids):
-            hit: Bools = self._ids[place] == ids
+            hit = self._ids[place] == ids
             self._ids[place[hit]] = _GONE
             ids, place = ids[~hit], (place[~hit] + 1) & self._mask
 
@@ -89,7 +97,7 @@ class SlotMap:
 
     def _rebuild(self, entries: int) -> None:
         kept = self._ids > _GONE
-        ids, rows = self._ids[kept], self._rows[kept]
+        ids, rows = self._ids[kept], self._rows[kept].astype(np.int64)
         self._used = self._gone = 0
         self._allocate(max(_SMALLEST, 1 << (4 * entries - 1).bit_length()))
         self.add(ids, rows)

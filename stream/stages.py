@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -20,9 +20,11 @@ from stream.clock import Clock
 from stream.columns import Columns, Packed
 from stream.engine import WATCH, Engine, RecentIds
 from stream.errors import PackedRecordError
-from stream.incidents import Change, Incident, Incidents
+from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
+from stream.ingest.share import RejectedShare
+from stream.metrics import Metrics
 from stream.sequencer import Position, Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
@@ -40,7 +42,7 @@ from stream.state import (
     refuse_versions,
     shapes,
 )
-from stream.text import clean
+from stream.text import LAST_SECOND, clean
 from stream.wire import decode_finding, encode_finding, incident_json
 
 _MAX_PACKED_BYTES = 900_000
@@ -109,7 +111,10 @@ def position_name(topic: str) -> Callable[[int, int], str]:
 
 
 def dead_letter(topics: Topics, reject: Reject, where: str) -> Message:
-    """The dead letter for an event turned away: the reason and where it stands, not its content."""
+    """The dead letter for an event turned away: the reason and where it stands, not its content.
+
+    No copy is kept either: what cannot be understood may be contents all through. `stream.dlq` finds the record.
+    """
     letter: dict[str, Any] = {
         "reason": reject.reason.value,
         "detail": reject.detail,
@@ -128,15 +133,29 @@ class IngestStage:
     Args:
         inputs: Partitions of the input topic.
         outputs: Partitions of each inner topic.
+        share: How much may be turned away; None: all.
     """
 
-    def __init__(self, topics: Topics, ingest: Ingest, inputs: int, outputs: int) -> None:
-        self._topics, self._ingest = topics, ingest
+    def __init__(
+        self,
+        topics: Topics,
+        ingest: Ingest,
+        inputs: int,
+        outputs: int,
+        share: RejectedShare | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._topics, self._ingest, self._share = topics, ingest, share
+        self._metrics = metrics or Metrics()
         self._inputs, self._outputs = inputs, outputs
         self._homes, self._told_homes = SlotMap(), False
 
     def process(self, records: Sequence[Record]) -> list[Message]:
-        """Messages to send, in this order per partition, before the records count as done."""
+        """Messages to send, in this order per partition, before the records count as done.
+
+        Raises:
+            RejectedShareError: too many of the latest events were turned away; nothing of this may be sent.
+        """
         columns, progress, messages = self._taken(records)
         return messages + self._spread(self._topics.events, columns, "sender", progress)
 
@@ -167,6 +186,9 @@ class IngestStage:
 
     def _taken(self, records: Sequence[Record]) -> tuple[Columns, dict[int, int], list[Message]]:
         columns, rejects = self._ingest.columns(records)
+        self._metrics.rejected(rejects)
+        if self._share is not None:
+            self._share.add(len(columns), rejects, records)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
         progress: dict[int, int] = {}
         for record in records:
@@ -210,8 +232,17 @@ class DetectStage:
         name: Of the partition, e.g. `bf.events/3`: tells apart the stream clocks of partitions.
     """
 
-    def __init__(self, settings: Settings, topics: Topics, scopes: Sequence[Scope], name: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        scopes: Sequence[Scope],
+        name: str,
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._topics, self.name = topics, name
+        self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
@@ -263,6 +294,7 @@ class DetectStage:
             packed, letter = Packed.decode(value), None
         except PackedRecordError as error:
             reject = Reject(Reason.MALFORMED, str(error), self.name, len(value))
+            self._metrics.rejected([reject])
             packed, letter = self._sequencer.nothing(), dead_letter(self._topics, reject, self.name)
         self._sequencer.add(packed, token, offset)
         return letter
@@ -282,6 +314,11 @@ class DetectStage:
         """Messages to send, and then the tokens of the records that are done."""
         columns, done = self._sequencer.ready()
         result = self.engine.process(columns)
+        self._metrics.found(result.findings)
+        self._metrics.shed(result.shed)
+        if self._tells_rejects:
+            self._metrics.taken(len(result.accepted))
+            self._metrics.rejected(result.rejects)
         messages = [
             Message(
                 self._topics.findings,
@@ -362,7 +399,7 @@ class DetectStage:
 
 class _ClockRecord(msgspec.Struct, tag="clock"):
     source: str
-    clock: float
+    clock: Annotated[float, msgspec.Meta(ge=0, le=LAST_SECOND)]
 
 
 class _FindingRecord(msgspec.Struct, tag="finding"):
@@ -375,8 +412,11 @@ _kind = msgspec.json.Decoder(_ClockRecord | _FindingRecord)
 class IncidentStage:
     """The findings topic to incidents, and what is still to be done about them."""
 
-    def __init__(self, settings: IncidentSettings, topics: Topics, clock: Clock) -> None:
+    def __init__(
+        self, settings: IncidentSettings, topics: Topics, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
         self._topics, self._clock, self._name = topics, clock, f"{topics.findings}/0"
+        self._metrics = metrics or Metrics()
         self.incidents = Incidents(settings)
         self._seen = RecentIds(_FINDINGS_KEPT)
         self._state = IncidentState(self.incidents, self._seen, self._name)
@@ -413,6 +453,7 @@ class IncidentStage:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             detail = f"a record on the findings topic cannot be read: {error}"
             reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
+            self._metrics.rejected([reject])
             return [], dead_letter(self._topics, reject, "incidents")
         # What is found again after a crash has the same id.
         name = int.from_bytes(hashlib.blake2b(finding.id.encode(), digest_size=8).digest(), "little")
@@ -423,15 +464,15 @@ class IncidentStage:
 
     # ------------------------------------------------------------------------- what is to be done
 
-    def begin(self, change: Change, *, act: bool = True) -> int:
+    def begin(self, change: Change, actions: Collection[str] = ()) -> int:
         """Notes a change: it is to be told, and actions are to be taken on it until `finish`; gives its number.
 
         Args:
-            act: There are actions; if not, the number says nothing.
+            actions: Names of the actions; if there are none, the number says nothing.
         """
         value = _encode(incident_json(change.incident) | {"change": change.kind})
         self._outgoing.append(Message(self._topics.incidents, change.incident.id.encode(), value))
-        return self._state.begin(change.incident) if act else 0
+        return self._state.begin(change, actions) if actions else 0
 
     def outgoing(self) -> list[Message]:
         """Changes that go out with the next checkpoint: they are told together with being saved, or not at all."""
@@ -441,18 +482,24 @@ class IncidentStage:
     def read_again(self) -> None:
         """The records come again; those that have been taken in are known."""
 
-    def finish(self, number: int, remembered: Mapping[str, bytes]) -> None:
-        """Actions have been taken on the change of this number.
+    def finish(self, action: str, incident_id: str, upto: int, remembered: bytes) -> None:
+        """An action has told the changes of an incident up to this number.
 
         Args:
-            remembered: What each action remembers of the incident from now on; nothing if empty.
+            remembered: What the action remembers of the incident from now on; nothing if empty.
         """
-        self._state.finish(number, remembered)
+        self._state.finish(action, incident_id, upto, remembered)
 
     @property
-    def pending(self) -> dict[int, Incident]:
-        """Changes whose actions have not been finished, by number: the incident as it was then."""
-        return dict(self._state.pending)
+    def pending(self) -> dict[int, Change]:
+        """Changes that have not been told by all actions, by number."""
+        return {number: Change(one.kind, one.incident) for number, one in self._state.pending.items()}
+
+    def again(self, actions: Collection[str]) -> dict[int, Change]:
+        """Changes that a process that is gone has left untold; these actions are to tell all of them."""
+        for number in list(self._state.pending):
+            self._state.left(number, actions)
+        return self.pending
 
     @property
     def remembered(self) -> list[tuple[str, str, bytes]]:

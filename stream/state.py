@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 
 from detectors.base import StateError
-from detectors.types import Hashes, Ints, Scope
-from stream.engine import Engine, RecentIds, SavedRows, SavedTime
+from detectors.types import Ints, Scope
+from stream.engine import Engine, Noted, RecentIds, SavedRows, SavedTime
 from stream.errors import SavedStateError
-from stream.incidents import Incident, Incidents, SavedIncident
+from stream.incidents import Change, ChangeKind, Incident, Incidents, SavedIncident
 from stream.sequencer import Position
 
 FORMAT = 1
@@ -45,7 +45,8 @@ _SMALL_PAGES = 32
 """So many pages that are less than half full are merged into one."""
 _IDS = 8192
 """A page of ids is filled up to so many."""
-_MOST_IDS = PAGE_BYTES // 8
+_MOST_IDS = PAGE_BYTES // 9
+_NONE: Noted = (np.empty(0, np.uint64), np.empty(0, np.uint8))
 
 T = TypeVar("T")
 
@@ -183,23 +184,25 @@ class IdPages:
 
     def __init__(self, ids: RecentIds, prefix: str) -> None:
         self._ids, self._prefix = ids, prefix
-        self._last: dict[int, tuple[int, Hashes]] = {}
+        self._last: dict[int, tuple[int, Noted]] = {}
         """Generation -> number of its last page, and what is in it."""
-        self._loaded: dict[int, dict[int, Hashes]] = {}
+        self._loaded: dict[int, dict[int, Noted]] = {}
 
     def changes(self) -> Iterator[Page]:
         """Pages that hold what is new."""
-        for generation, new in self._ids.changed().items():
-            number, ids = self._last.get(generation, (0, new[:0]))
-            ids = np.concatenate([ids, new])
-            while True:
-                piece, ids = ids[:_MOST_IDS], ids[_MOST_IDS:]
-                if len(piece):
-                    yield Page(self._key(generation, number), encode(piece.astype("<u8").tobytes()))
-                self._last[generation] = (number, piece) if len(piece) < _IDS else (number + 1, piece[:0])
-                if not len(ids):
-                    break
-                number += 1
+        if self._ids.worn:
+            self._ids.all_changed()
+            yield from self.restart()
+        for generation, (new, known) in self._ids.changed().items():
+            number, (ids, what) = self._last.get(generation, (0, _NONE))
+            ids, what = np.concatenate([ids, new]), np.concatenate([what, known])
+            for low in range(0, len(ids), _MOST_IDS):
+                piece = ids[low : low + _MOST_IDS], what[low : low + _MOST_IDS]
+                raw = piece[0].astype("<u8").tobytes(), piece[1].tobytes()
+                yield Page(self._key(generation, number), encode(raw))
+                full = len(piece[0]) >= _IDS
+                number += full
+                self._last[generation] = number, _NONE if full else piece
         for generation in [g for g in self._last if g < self._ids.generation - 1]:
             last, _ = self._last.pop(generation)
             yield from (Page(self._key(generation, number), None) for number in range(last + 1))
@@ -215,24 +218,24 @@ class IdPages:
 
     def load(self, generation: int, number: int, value: bytes, name: str) -> None:
         """Takes a page."""
-        raw = decode(value, bytes, name)
-        if len(raw) % 8:
+        ids, what = decode(value, tuple[bytes, bytes], name)
+        if len(ids) != 8 * len(what) or what.strip(b"\0\1"):
             raise damaged(name)
-        self._loaded.setdefault(generation, {})[number] = np.frombuffer(raw, "<u8").astype(np.uint64)
+        page = np.frombuffer(ids, "<u8").astype(np.uint64), np.frombuffer(what, np.uint8)
+        self._loaded.setdefault(generation, {})[number] = page
 
     def loaded(self, generation: int, name: str) -> None:
         """All pages have come; `generation` is the young one."""
-        both = []
+        both: list[Noted] = []
         for which in (generation, generation - 1):
             pages = self._loaded.get(which, {})
-            both.append(np.concatenate([np.empty(0, np.uint64), *(pages[number] for number in sorted(pages))]))
+            parts = [_NONE, *(pages[number] for number in sorted(pages))]
+            both.append((np.concatenate([ids for ids, _ in parts]), np.concatenate([what for _, what in parts])))
             if pages:
                 last = max(pages)
-                ids = pages[last]
-                self._last[which] = (last, ids) if len(ids) < _IDS else (last + 1, ids[:0])
-        if any(len(np.unique(ids)) < len(ids) for ids in both):
-            raise damaged(name)
-        self._ids.load(generation, *both)
+                full = len(pages[last][0]) >= _IDS
+                self._last[which] = last + full, _NONE if full else pages[last]
+        self._ids.load(generation, both[0], both[1])
         self._loaded = {}
 
 
@@ -477,6 +480,13 @@ def refuse_versions(saved: Mapping[str, int], engine: Engine, name: str) -> None
 # -------------------------------------------------------------------------------- state of incidents
 
 
+class Pending(msgspec.Struct, array_like=True):
+    """A change that is still to be told by actions."""
+
+    kind: ChangeKind
+    incident: Incident
+
+
 class IncidentManifest(msgspec.Struct):
     """What an incident stage's pages are.
 
@@ -506,32 +516,42 @@ class IncidentState:
     def __init__(self, incidents: Incidents, seen: RecentIds, name: str) -> None:
         self._incidents, self._seen, self._name = incidents, seen, name
         self._ids = IdPages(seen, "seen")
-        self.pending: dict[int, Incident] = {}
+        self.pending: dict[int, Pending] = {}
+        self._left: dict[int, set[str]] = {}
+        """Number of a pending change -> actions that have not told it."""
         self.remembered: dict[tuple[str, str], bytes] = {}
         self._changed: set[bytes] = set()
         self._loaded: list[SavedIncident] = []
         self._last = self._number = 0
         self._all = False
 
-    def begin(self, incident: Incident) -> int:
+    def begin(self, change: Change, actions: Collection[str]) -> int:
         """See `IncidentStage.begin`."""
         self._last += 1
-        self.pending[self._last] = incident
+        self.pending[self._last] = Pending(change.kind, change.incident)
+        self._left[self._last] = set(actions)
         self._changed.add(f"pending/{self._last}".encode())
         return self._last
 
-    def finish(self, number: int, remembered: Mapping[str, bytes]) -> None:
+    def left(self, number: int, actions: Collection[str]) -> None:
+        """These actions are to tell a pending change, if it was restored."""
+        self._left.setdefault(number, set(actions))
+
+    def finish(self, action: str, incident_id: str, upto: int, remembered: bytes) -> None:
         """See `IncidentStage.finish`."""
-        incident = self.pending.pop(number)
-        self._changed.add(f"pending/{number}".encode())
-        for action, value in remembered.items():
-            place = action, incident.id
-            if self.remembered.get(place, b"") != value:
-                self._changed.add(f"action/{action}/{incident.id}".encode())
-            if value:
-                self.remembered[place] = value
-            else:
-                self.remembered.pop(place, None)
+        for number in [n for n, one in self.pending.items() if n <= upto and one.incident.id == incident_id]:
+            left = self._left.setdefault(number, set())
+            left.discard(action)
+            if not left:
+                del self.pending[number], self._left[number]
+                self._changed.add(f"pending/{number}".encode())
+        place = action, incident_id
+        if self.remembered.get(place, b"") != remembered:
+            self._changed.add(f"action/{action}/{incident_id}".encode())
+        if remembered:
+            self.remembered[place] = remembered
+        else:
+            self.remembered.pop(place, None)
 
     def save_all(self) -> None:
         """The next checkpoint holds everything."""
@@ -573,7 +593,7 @@ class IncidentState:
             if kind == "incident":
                 self._loaded.append(decode(value, SavedIncident, self._name))
             elif kind == "pending":
-                self.pending[int(rest[0])] = decode(value, Incident, self._name)
+                self.pending[int(rest[0])] = decode(value, Pending, self._name)
             elif kind == "action":
                 self.remembered[rest[0], rest[1]] = decode(value, bytes, self._name)
             elif kind == "seen":

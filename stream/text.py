@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 
+LAST_SECOND = 253402300799
+"""9999-12-31T23:59:59Z: no later time can be told."""
+
 
 def moment(ts: float) -> str:
     """Event time for people, UTC.

@@ -10,16 +10,14 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError, KafkaTimeoutError
 from rich.console import Console
 from rich.table import Table
 
+from stream import acls
+from stream.connection import explained, for_kafka_python
 from stream.errors import BrokerError
 from stream.settings import KafkaSettings, Settings
 from stream.stages import Topics
-
-CLIENT = {"client_id": "burnfuse", "bootstrap_timeout_ms": 10_000}
-"""Settings of all kafka-python clients; by default they look for a broker for half a minute."""
 
 _DAY_MS = 86_400_000
 
@@ -90,15 +88,10 @@ def admin(kafka: KafkaSettings) -> Iterator[Any]:
 
     Raises:
         BrokerError: Kafka cannot be reached, or refuses.
+        ConfigError: a secret is missing, or a certificate cannot be used.
     """
-    servers = ", ".join(kafka.bootstrap_servers)
-    try:
-        with closing(KafkaAdminClient(**CLIENT, bootstrap_servers=kafka.bootstrap_servers)) as client:
-            yield client
-    except (KafkaTimeoutError, OSError) as error:
-        raise BrokerError(f"no Kafka broker answers at {servers}: check kafka.bootstrap_servers") from error
-    except KafkaError as error:
-        raise BrokerError(f"Kafka at {servers} refuses: {type(error).__name__}: {error}") from error
+    with explained(kafka), closing(KafkaAdminClient(**for_kafka_python(kafka))) as client:
+        yield client
 
 
 def partition_counts(client: Any) -> dict[str, int]:
@@ -110,10 +103,13 @@ def layout(settings: Settings) -> dict[str, int]:
     """Partitions of burnfuse's topics as they are.
 
     Raises:
-        BrokerError: topics are missing, or the inner topics do not match each other.
+        BrokerError: topics are missing, or the inner topics do not match each other, or rights are missing.
+        ConfigError: a secret is missing, or a certificate cannot be used.
     """
     kafka = settings.kafka
     with admin(kafka) as client:
+        # Rights first: a topic that one may not see looks like one that is missing.
+        acls.check(client, settings)
         counts = partition_counts(client)
     t = Topics.of(kafka)
     missing = [plan.name for plan in plans(kafka) if plan.name not in counts]
@@ -125,7 +121,7 @@ def layout(settings: Settings) -> dict[str, int]:
         if counts[state] != counts[home]:
             raise BrokerError(
                 f"{state} has {counts[state]} partitions and {home} has {counts[home]}: "
-                "make the state topics anew with `burnfuse state reset`"
+                f"delete {state} and run `burnfuse topics`, what is saved is of no use"
             )
     return counts
 

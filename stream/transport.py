@@ -193,6 +193,24 @@ class Consumer(driver.Consumer):
             if tp not in self._acked and (topics is None or tp in topics or tp.topic in topics):
                 yield tp
 
+    # ------------------------------------------------------------------------------- how it stands
+
+    def done(self, tp: TP) -> int | None:
+        """Offset up to which all records of a partition are done; None while nothing of it was read."""
+        self._advance(tp)
+        if runs := self._runs.get(tp):
+            return int(runs[0].first)
+        return self._done.get(tp)
+
+    def waiting(self) -> dict[str, int]:
+        """Records that were read and that no agent has taken yet, by topic."""
+        records = dict.fromkeys(self.transport.topics, 0)
+        for tp, held in self._held.items():
+            records[tp.topic] += len(held)
+        for tp, runs in self._runs.items():
+            records[tp.topic] += sum(run.records for run in runs if not run.taken())
+        return records
+
     # ------------------------------------------------------------------- seeking and reassignment
 
     def _restart(self, tp: TP, offset: int) -> None:

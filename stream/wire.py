@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from detectors.types import Finding
 from stream.incidents import Incident
+from stream.text import LAST_SECOND
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
@@ -38,11 +39,23 @@ def incident_json(incident: Incident) -> dict[str, Any]:
     }
 
 
-class _Place(msgspec.Struct):
-    """What a record of the findings topic says besides the finding."""
+_Time = Annotated[float, msgspec.Meta(ge=0, le=LAST_SECOND)]
 
-    clock: float | None = None
+
+class _Spent(msgspec.Struct):
+    """The evidence that incidents add up."""
+
+    cost_usd: float = 0.0
+    effective_tokens: float = 0.0
+
+
+class _Place(msgspec.Struct):
+    """What a record of the findings topic says besides the finding, and what of it must not be just any value."""
+
+    ts: _Time
+    clock: _Time | None = None
     source: str = ""
+    evidence: _Spent = msgspec.field(default_factory=_Spent)
 
 
 def encode_finding(finding: Finding, clock: float, source: str) -> bytes:

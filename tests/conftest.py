@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 from hypothesis import settings
-from kafka_broker import BrokerMissingError, running
+from kafka_broker import enter_or_skip, running
+from secured_kafka import SecuredKafka, secured_kafka
 
 # A slow machine is no failure.
 settings.register_profile("burnfuse", deadline=None)
@@ -19,7 +20,7 @@ settings.load_profile("burnfuse")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the broker is a Kafka test; nobody has to remember the marker."""
     for item in items:
-        if "broker" in getattr(item, "fixturenames", ()):
+        if {"broker", "secured"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
 
 
@@ -30,17 +31,14 @@ def broker() -> Iterator[str]:
         yield given
         return
     with ExitStack() as stack:
-        missing = ""
-        try:
-            address = stack.enter_context(running())
-        except BrokerMissingError as error:
-            missing = str(error)
-        if missing and os.environ.get("REQUIRE_KAFKA") == "1":
-            # A skip that nobody sees would let a broken machine pass for a tested one.
-            pytest.fail(f"REQUIRE_KAFKA=1, but {missing}", pytrace=False)
-        if missing:
-            pytest.skip(f"{missing}; or set BURNFUSE_TEST_BROKER=host:port")
-        yield address
+        yield enter_or_skip(stack, running())
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """A real Kafka broker with TLS, SASL and rights, started when first asked for."""
+    with ExitStack() as stack:
+        yield enter_or_skip(stack, secured_kafka(tmp_path_factory.mktemp("secured")))
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ YOUNG: Final = 8
 """Calls of a run that are remembered before it gets a memory of full size: most runs end, or are stopped, before."""
 _KEYS: Final = 16
 """Pairs of (call, result) remembered until then."""
+_LATER = np.triu(np.ones((_KEYS, _KEYS), np.bool_), 1)
 # Where things stand in the memory of a young run, in words.
 _YOUNG_ITEM, _YOUNG_SPENT, _YOUNG_KEY = YOUNG, 2 * YOUNG, 5 * YOUNG
 _YOUNG_WORDS = _YOUNG_KEY + _KEYS
@@ -303,13 +304,13 @@ class Calls:
         key = key ^ (key >> np.uint64(32))
         call = self._call[chosen]
         block = self._young(rows)
-        outgrown = (number >= YOUNG) | (run["keys"] > _KEYS - 2) | _any8(block[:, :YOUNG] == call[:, None])
-        outgrown = (outgrown & (place < 0)).nonzero()[0]
+        repeats = _any8(block[:, :YOUNG] == call[:, None])
+        outgrown = ((repeats | (number >= YOUNG) | (run["keys"] > _KEYS - 2)) & (place < 0)).nonzero()[0]
         if len(outgrown):
             place[outgrown] = self._grow_up(rows[outgrown], block[outgrown])
         is_old = place >= 0
         young, old = (~is_old).nonzero()[0], is_old.nonzero()[0]
-        failed, ok = self._failed[chosen], self._succeeds[chosen]
+        ok = self._succeeds[chosen]
         # Set and tag in one word, which is never 0.
         word = _word(key)
         keys, known, end = block[:, _YOUNG_KEY:], np.zeros(len(rows), np.bool_), rows * _YOUNG_WORDS + _YOUNG_KEY
@@ -406,8 +407,7 @@ class Calls:
         # The latest of a set come first.
         keys = block[:, _YOUNG_KEY:]
         group = keys & np.uint32(SETS - 1)
-        later = np.triu(np.ones((_KEYS, _KEYS), np.bool_), 1)
-        way = ((group[:, :, None] == group[:, None, :]) & (keys != 0)[:, None, :] & later).sum(axis=2)
+        way = ((group[:, :, None] == group[:, None, :]) & (keys != 0)[:, None, :] & _LATER).sum(axis=2)
         one, which = ((keys != 0) & (way < WAYS)).nonzero()
         ways = group[one, which].astype(np.int64) * WAYS + way[one, which]
         memory["seen"][place[one], ways] = (keys[one, which] >> np.uint32(8)).astype(np.uint16)
@@ -572,7 +572,14 @@ class Calls:
         self._mark(calls, begins, goes_on, now)
 
     def _errors(
-        self, calls: _Calls, some: Ints, same_as_before: Bools, single: Any, changes: Bools, begins: Bools, goes_on: Bools
+        self,
+        calls: _Calls,
+        some: Ints,
+        same_as_before: Bools,
+        single: Any,
+        changes: Bools,
+        begins: Bools,
+        goes_on: Bools,
     ) -> None:
         """Counts failures: of calls (k,) that fail."""
         at = some + calls.at.start if isinstance(calls.at, slice) else calls.at[some]
@@ -599,7 +606,11 @@ class Calls:
         # The calls of a round after its first count with it; they alone make no streak.
         flags[:, _STREAK_MIXED] = ~first & (flags[:, _STREAK_MIXED] | ~same_as_before)
         calls.run[some] = run
-        begins[some, _MARK[_FAILING]], begins[some, _MARK[_ONE_ERROR]], begins[some, _MARK[_STREAK]] = ~known, fresh, first
+        begins[some, _MARK[_FAILING]], begins[some, _MARK[_ONE_ERROR]], begins[some, _MARK[_STREAK]] = (
+            ~known,
+            fresh,
+            first,
+        )
         goes_on[some] |= known | ~first | (~fresh & (count[:, _SAME_ERROR] > 0))
 
     def _mark(self, calls: _Calls, begins: Bools, goes_on: Bools, now: Any) -> None:
@@ -843,7 +854,9 @@ class Calls:
         elif rule == _STAGNATION:
             what = f"has called {tool} {count} times in a row with changing arguments and always got the same answer"
         elif rule == _SWEEP:
-            what = f"has read the same target {count} times, {int(calls.run['count'][j, _REREADS])} of them nothing new,"
+            what = (
+                f"has read the same target {count} times, {int(calls.run['count'][j, _REREADS])} of them nothing new,"
+            )
         elif rule == _DROUGHT:
             what = f"has made {count} calls without a new result"
         elif rule == _VOLUME:

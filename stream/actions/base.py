@@ -21,6 +21,11 @@ class ActionConfig(BaseModel):
 
     enabled: bool = Field(default=False, description="Whether the action is taken.")
 
+    @property
+    def least_pause_s(self) -> float:
+        """Least time between two calls, s."""
+        return 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -97,6 +102,16 @@ class Action(Protocol):
 
     async def close(self) -> None:
         """Releases connections."""
+
+
+def configured(settings: Any, tools: Tools) -> list[tuple[Action, ActionConfig]]:
+    """The actions that are switched on, with their settings.
+
+    Raises:
+        ConfigError: one of them lacks what it needs.
+    """
+    chosen = ((cls, getattr(settings.actions, name)) for name, cls in registered().items())
+    return [(cls(config, tools), config) for cls, config in chosen if config.enabled]
 
 
 _actions: dict[str, type[Action]] = {}

@@ -27,6 +27,7 @@ _EVENT = "burnfuse_incident"
 """Type of the metadata of messages; it tells them apart from those of others."""
 _PAGE, _PAGES = 200, 5
 """The latest 1,000 messages of the channel are looked through."""
+_OVER_KEPT = 1000
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -43,6 +44,17 @@ class SlackConfig(ActionConfig):
         source="Slack allows about one message per second and channel; a storm must leave room",
         ge=0,
     )
+    pause_s: float = setting(
+        1.0,
+        unit="s",
+        why="Least time between two messages or edits (of a worker).",
+        source="Slack allows about one message per second and channel",
+        ge=0,
+    )
+
+    @property
+    def least_pause_s(self) -> float:
+        return self.pause_s
 
 
 @register
@@ -73,6 +85,9 @@ class Slack:
         """Id of the channel, once it is known."""
         self._told_scopes = False
 
+        self._over: dict[str, None] = {}
+        """Incidents that are over and told, the latest of them."""
+
     def remembered(self, incident_id: str) -> bytes:
         message = self._messages.get(incident_id)
         if message is None or message.ts is None:
@@ -97,6 +112,9 @@ class Slack:
             outcome = await self._send(incident, message)
         if incident.state == "resolved" and not isinstance(outcome, Retry):
             self._messages.pop(incident.id, None)
+            self._over[incident.id] = None
+            if len(self._over) > _OVER_KEPT:
+                del self._over[next(iter(self._over))]
         return outcome
 
     async def close(self) -> None:
@@ -120,8 +138,9 @@ class Slack:
             if message.ts is None and message.unsure:
                 await self._look_for(incident.id, message)
             if message.ts is None:
-                if incident.state == "resolved":
-                    return Skipped("it was never posted")
+                # What came and went while Slack was down is told all the same.
+                if incident.merged_into is not None or incident.id in self._over:
+                    return Skipped("it has no message, and is told elsewhere or was told before")
                 posting = message.unsure = True  # until the answer is here
                 answer = await self._client.chat_postMessage(channel=self._config.channel, **content)
                 message.channel, message.ts, message.unsure = answer["channel"], answer["ts"], False

@@ -14,9 +14,9 @@ import numpy as np
 from burnfuse.event import Kind, UsageEvent
 from detectors.types import Floats
 from stream.ingest.reject import Reason
+from stream.text import LAST_SECOND
 
 _NANOSECONDS_ABOVE = 10**17
-_LAST_SECOND = 253402300799  # 9999-12-31T23:59:59Z
 _TIME_HELP = "send RFC 3339 text, seconds since 1970, or nanoseconds"
 
 # The wrong value itself is never told: texts of people end up in the strangest fields.
@@ -141,7 +141,7 @@ def event_time(value: str | int | float) -> float:
             seconds = value / 1e9 if isinstance(value, int) and value > _NANOSECONDS_ABOVE else float(value)
         except OverflowError:  # an integer of hundreds of digits
             seconds = math.inf
-    if not math.isfinite(seconds) or not 0 <= seconds <= _LAST_SECOND:
+    if not math.isfinite(seconds) or not 0 <= seconds <= LAST_SECOND:
         milliseconds = not isinstance(value, str) and 10**11 < seconds < 10**14
         hint = "it looks like milliseconds; " if milliseconds else ""
         raise Invalid(Reason.BAD_TIME, f"`ts` is not between 1970 and 9999: {hint}{_TIME_HELP}")

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import NUMBERS, TEXTS, Columns, Texts, Words, items
+from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words, items
 from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
 from stream.ingest.pricing import PriceBook, Used
 from stream.ingest.reject import Reason, Reject
+from stream.ingest.replayed import Replayed
 from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
 from stream.settings import EffectiveTokens, InputSettings
-
-_MOST = 10**14
-"""Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
-still allows must not overflow the sums."""
 
 _AT_ONCE = 1000
 """Records taken at once: these, with all that comes of them, stay in the processor's own memory."""
@@ -35,8 +32,7 @@ _SEPARATOR = "\x1f"
 _KINDS = {kind.name.lower(): int(kind) for kind in Kind}
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One record as it was read."""
 
     value: bytes | None
@@ -49,6 +45,8 @@ class Record:
     sequence: int = 0
     size: int | None = None
     """Size in bytes where the value was too large to be kept."""
+    replayed: Replayed | None = None
+    """Where the record stood first, if it was sent again."""
 
 
 class Ingest:
@@ -89,9 +87,12 @@ class Ingest:
         for i, event in enumerate(found):
             place = "" if len(found) == 1 else f"[{i}]"
             if isinstance(event, Invalid):
-                taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
+                if record.replayed is None or record.replayed.wants(i):
+                    taken.append(Reject(event.reason, event.detail, self._where(record) + place, size))
                 continue
             event.event_id = event.event_id or self._where(record) + place
+            if record.replayed is not None and not record.replayed.wants(i, event.event_id):
+                continue
             try:
                 self._settle(event, record, now)
             except Invalid as invalid:
@@ -118,7 +119,8 @@ class Ingest:
         self._hash(event)
 
     def _where(self, record: Record) -> str:
-        return self._name_of(record.source, record.position)
+        # One that was sent again keeps its name: ids made of it stay the same.
+        return record.replayed.source if record.replayed is not None else self._name_of(record.source, record.position)
 
     def _hash(self, event: UsageEvent) -> None:
         """Puts hashes in place of contents that were sent as they are."""
@@ -143,16 +145,11 @@ class Ingest:
         rejects: list[Reject] = []
         parts: list[tuple[Words, dict[str, NDArray[Any]]]] = []
         for low in range(0, len(records), _AT_ONCE):
-            events: list[UsageEvent] = []
-            origins: list[Record] = []
-            some = records[low : low + _AT_ONCE]
-            for record, usual in zip(some, self._usual(some), strict=True):
-                for event in (usual,) if usual is not None else self.events(record):
-                    if isinstance(event, Reject):
-                        rejects.append(event)
-                    else:
-                        events.append(event)
-                        origins.append(record)
+            origins = records[low : low + _AT_ONCE]
+            usual = self._usual(origins)
+            events = [event for event in usual if event is not None]
+            if len(events) < len(origins):
+                events, origins = self._others(usual, origins, rejects)
             if events:
                 parts.append(self._columns(events, origins))
         if not parts:
@@ -166,7 +163,7 @@ class Ingest:
         The same as `events` does, for all records at once.
         """
         limit = self._settings.max_record_bytes
-        values = [record.value if record.size is None else None for record in records]
+        values = [record.value if record.size is None and record.replayed is None else None for record in records]
         events = self._format.singles([value if value and len(value) <= limit else b"" for value in values])
         times = event_times([math.nan if event is None else event.ts for event in events])
         logged = np.array([record.log_ms for record in records], np.int64)
@@ -185,6 +182,21 @@ class Ingest:
                 except RecursionError:
                     events[i] = None
         return events
+
+    def _others(
+        self, usual: Sequence[UsageEvent | None], records: Sequence[Record], rejects: list[Reject]
+    ) -> tuple[list[UsageEvent], list[Record]]:
+        """All good events and the records they come from, where `events` has to tell of some; adds its rejects."""
+        events: list[UsageEvent] = []
+        origins: list[Record] = []
+        for record, known in zip(records, usual, strict=True):
+            for event in (known,) if known is not None else self.events(record):
+                if isinstance(event, Reject):
+                    rejects.append(event)
+                else:
+                    events.append(event)
+                    origins.append(record)
+        return events, origins
 
     def _columns(
         self, events: Sequence[UsageEvent], origins: Sequence[Record]
@@ -257,7 +269,7 @@ class Ingest:
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
-            "cost": np.minimum(self._prices.costs(events, ts, models, used), _MOST).astype(np.int64),
+            "cost": np.minimum(self._prices.costs(events, ts, models, used), MOST_SPENT).astype(np.int64),
             "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
@@ -304,5 +316,5 @@ class Ingest:
         read, cached, written, output = used.split
         # Term by term: a matrix product rounds differently from one batch size to the next.
         tokens = read * w.input + cached * w.cached_input + written * w.cache_write + output * w.output
-        thousandths: Ints = np.rint(np.minimum(tokens * 1000, _MOST)).astype(np.int64)
+        thousandths: Ints = np.rint(np.minimum(tokens * 1000, MOST_SPENT)).astype(np.int64)
         return thousandths

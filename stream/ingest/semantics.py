@@ -37,6 +37,8 @@ _NAMES = {
 }
 # Tools of public agents whose names mislead.
 _KNOWN = {"process": ToolKind.POLL, "process_manage": ToolKind.POLL, "bash_output": ToolKind.POLL}
+# As plain numbers, for members of an enumeration are slow to look up.
+_UNKNOWN, _POLL, _SHELL = int(ToolKind.UNKNOWN), int(ToolKind.POLL), int(ToolKind.SHELL)
 _KINDS = {word: int(kind) for kind, words in _NAMES.items() for word in words.split()}
 
 # Tools with several uses say which in an argument.
@@ -82,17 +84,17 @@ def tool_kind(name: str | None, args: bytes | msgspec.Raw = b"", named: Mapping[
     ['READ', 'MUTATE', 'POLL', 'SHELL', 'UNKNOWN']
     """
     if not name:
-        return int(ToolKind.UNKNOWN)
+        return _UNKNOWN
     for pattern, kind in (named or {}).items():
         if fnmatchcase(name, pattern):
             return int(ToolKind[kind.upper()])
     kind_of_name = _kind_of_name(name)
     data = bytes(args)[:_LOOKED_AT]
     if data:
-        if kind_of_name == ToolKind.SHELL and _WAITS.search(data):
-            return int(ToolKind.POLL)
+        if kind_of_name == _SHELL and _WAITS.search(data):
+            return _POLL
         by_action = _kind_of_name(action_of(data))
-        if by_action != ToolKind.UNKNOWN:
+        if by_action != _UNKNOWN:
             return by_action
     return kind_of_name
 

@@ -25,7 +25,9 @@ from detectors.base import (
     DetectorError,
     FleetFigures,
     LogGrid,
+    Records,
     ScoreGrid,
+    Sparse,
     Spec,
     StateError,
     Table,
@@ -106,6 +108,60 @@ def test_rows_that_do_not_exist_are_dumped_blank() -> None:
     assert table().decode(1, table().dump(np.array([500])))["count"].tolist() == [7]
 
 
+FIELDS = {"count": (np.int32, 7), "recent": (np.int64, 0, 3), "since": (np.float64, np.nan)}
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_vectors_as_long_as_a_number_are_moved_whole(width: int) -> None:
+    some, rows = Table({"pair": (np.float32, -np.inf, width)}), np.array([4, 1])
+    values = np.arange(2 * width, dtype=np.float64).reshape(2, width)
+    some.put("pair", rows, values)
+    assert some["pair"][[4, 1]].tolist() == some.take("pair", rows).tolist() == values.tolist()
+    assert some.take("pair", rows[:0]).shape == (0, width)
+    assert np.isneginf(some["pair"][0]).all()
+
+
+def test_records_are_read_and_written_whole() -> None:
+    some, rows = Records(FIELDS), np.array([20, 3])
+    some.reserve(21)
+    taken = some.gather(rows)
+    assert taken["count"].tolist() == [7, 7]
+    taken["count"], taken["recent"][1] = [1, 2], 5
+    assert some["count"][rows].tolist() == [7, 7]
+    some.scatter(rows, taken)
+    assert (some["count"][rows].tolist(), some["recent"][3].tolist()) == ([1, 2], [5, 5, 5])
+    assert some.take("count", rows).tolist() == [1, 2]
+    some.clear(np.array([3, 10_000]))
+    assert (some["count"][rows].tolist(), some["recent"][3].tolist()) == ([1, 7], [0, 0, 0])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "clear"]), st.sets(st.integers(0, 60), max_size=8)), max_size=30))
+def test_a_sparse_table_is_as_large_as_the_most_rows_in_use(steps: list[tuple[str, set[int]]]) -> None:
+    some, held, most = Sparse(FIELDS), dict[int, int](), 0
+    some.reserve(61)
+    for number, (what, chosen) in enumerate(steps):
+        rows = np.array(sorted(chosen), np.int64)
+        if what == "open":
+            places = some.open(rows)
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                assert some["count"][place] == held.get(row, 7)
+            some["count"][places] = 100 + number
+            held |= dict.fromkeys(rows.tolist(), 100 + number)
+        else:
+            some.clear(rows)
+            held = {row: count for row, count in held.items() if row not in chosen}
+        most = max(most, len(held))
+        places = some.find(np.arange(61))
+        assert np.flatnonzero(places >= 0).tolist() == sorted(held)
+        assert len(set(places[places >= 0].tolist())) == len(held)
+        assert some["count"][places[sorted(held)]].tolist() == [held[row] for row in sorted(held)]
+    assert len(some["count"]) <= 1.5 * most + 1
+    every = np.arange(61)
+    page, other = some.dump(every), Sparse(FIELDS)
+    other.write(every, other.decode(61, page))
+    assert other.dump(every) == page
+
+
 # ------------------------------------------------------------------------------------- saved state
 
 
@@ -130,8 +186,8 @@ def test_why_a_saved_state_is_refused(saved: bytes, says: str) -> None:
 
 def test_a_saved_state_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = page(RetryLoop(RetryLoopConfig()))
-    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=3))
-    with pytest.raises(StateError, match="saved state is of retry_loop version 2, this is retry_loop version 3"):
+    monkeypatch.setattr(RetryLoop, "spec", replace(RetryLoop.spec, version=4))
+    with pytest.raises(StateError, match="saved state is of retry_loop version 3, this is retry_loop version 4"):
         RetryLoop(RetryLoopConfig()).load(np.arange(3), saved)
 
 

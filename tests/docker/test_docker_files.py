@@ -126,6 +126,14 @@ def test_the_commands_exist(name: str) -> None:
         assert not option.startswith("--") or option in page
 
 
+def test_the_health_check_asks_where_the_worker_listens() -> None:
+    listen = settings.load(DOCKER / "burnfuse.yaml").metrics.listen
+    assert listen is not None
+    _, _, port = listen.rpartition(":")
+    assert f"http://127.0.0.1:{port}/readyz" in SERVICES["worker"]["healthcheck"]["test"][-1]
+    assert SERVICES["worker"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
 def test_the_configuration_is_valid_and_names_the_broker_as_containers_see_it() -> None:
     kafka = settings.load(DOCKER / "burnfuse.yaml").kafka
     assert SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].startswith(

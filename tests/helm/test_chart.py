@@ -62,6 +62,10 @@ def test_the_default_values_are_valid() -> None:
         ("config.kafka.bootstrap_servers", ["kafka"]),
         ("topics.enabled", "yes"),
         ("terminationGracePeriodSeconds", 0),
+        ("metrics.port", 0),
+        ("metrics.port", "8081"),
+        ("metrics.serviceMonitor.interval", "often"),
+        ("metrics.serviceMonitor.enabled", "yes"),
     ],
 )
 def test_a_wrong_value_is_refused(path: str, value: object) -> None:
@@ -76,6 +80,13 @@ def test_templates_use_all_values_and_no_others() -> None:
 
 def test_the_default_configuration_is_one_that_burnfuse_takes() -> None:
     assert settings.parse(yaml.safe_dump(VALUES["config"])).kafka.bootstrap_servers == ["kafka:9092"]
+
+
+def test_probes_and_prometheus_ask_where_the_worker_listens() -> None:
+    listen = settings.parse(yaml.safe_dump(VALUES["config"])).metrics.listen
+    assert listen == f"0.0.0.0:{VALUES['metrics']['port']}"
+    asked = re.findall(r"httpGet: \{path: (\S+), port: (\w+)\}", TEMPLATES)
+    assert asked == [("/healthz", "metrics"), ("/healthz", "metrics"), ("/readyz", "metrics")]
 
 
 def test_nothing_in_the_default_values_falls_short_of_the_restricted_standard() -> None:
@@ -206,6 +217,19 @@ def test_optional_parts_appear_where_they_belong(tmp_path: Path) -> None:
     assert template["metadata"]["labels"]["tier"] == "backend"
     for key in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity"):
         assert template["spec"][key] == values[key]
+
+
+@needs_helm
+def test_a_service_monitor_comes_when_asked_for(tmp_path: Path) -> None:
+    values = changed("metrics.serviceMonitor", {"enabled": True, "interval": "15s", "labels": {"release": "prom"}})
+    found = rendered(tmp_path, values)
+    monitor, service = found["ServiceMonitor", "prod-burnfuse"], found["Service", "prod-burnfuse-metrics"]
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    assert monitor["spec"]["endpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "15s"}]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    pods = found["Deployment", "prod-burnfuse"]["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pods["metadata"]["labels"].items()
+    assert pods["metadata"]["annotations"]["prometheus.io/port"] == "8081"
 
 
 @needs_helm

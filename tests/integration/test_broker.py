@@ -128,6 +128,7 @@ def test_two_first_starts_download_once(tmp_path: Path) -> None:
     ("options", "says"),
     [
         (["--port", "0"], "'0' is not a port number (1 to 65535)"),
+        (["--listener", "HTTP:80"], "'HTTP:80' is not SSL:PORT, SASL_PLAINTEXT:PORT or SASL_SSL:PORT"),
         (["--set", "num.partitions"], "'num.partitions' is not of the form key=value"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import encode, good
 
 from stream.clock import ManualClock
-from stream.columns import NUMBERS, TEXTS, Columns, Packed, Words
+from stream.columns import BOUNDS, MAX_PARTITIONS, NUMBERS, TEXTS, Columns, Packed, Words
 from stream.errors import PackedRecordError
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
@@ -21,13 +21,20 @@ from stream.settings import default_settings
 
 
 def numbers(n: int, seed: int) -> dict[str, Any]:
-    """n values per column, any that its type can hold."""
+    """n values per column, any within its bounds, and the bounds themselves."""
     rng = np.random.default_rng(seed)
-    raw = {name: rng.integers(0, 256, n * dtype.itemsize, np.uint8) for name, dtype in NUMBERS.items()}
-    return {
-        name: raw[name].view(dtype) if dtype.kind != "b" else raw[name] > 127  # a bool has two values, not 256
-        for name, dtype in NUMBERS.items()
-    }
+    made: dict[str, Any] = {}
+    for name, dtype in NUMBERS.items():
+        if dtype.kind == "b":
+            made[name] = rng.random(n) < 0.5
+        elif dtype.kind == "f":
+            made[name] = rng.uniform(*BOUNDS[name], n).astype(dtype)
+        else:
+            low, high = BOUNDS.get(name, (np.iinfo(dtype).min, np.iinfo(dtype).max))
+            made[name] = rng.integers(int(low), int(high), n, dtype, endpoint=True)
+        if n and name in BOUNDS:
+            made[name][rng.integers(n)] = BOUNDS[name][int(rng.integers(2))]
+    return made
 
 
 @st.composite
@@ -38,12 +45,14 @@ def columns(draw: st.DrawFn) -> Columns:
 
 
 PACKED = st.builds(
-    Packed, columns(), st.dictionaries(st.integers(0, 2**31), st.integers(-(2**63), 2**63 - 1)), st.integers(0, 2**31)
+    Packed,
+    columns(),
+    st.dictionaries(st.integers(0, MAX_PARTITIONS - 1), st.integers(-1, 2**63 - 1)),
+    st.integers(0, MAX_PARTITIONS),
 )
 
 
 def same(one: Columns, other: Columns) -> bool:
-    """Bit by bit: NaN is a value like any other here."""
     return one.texts == other.texts and all(
         one.numbers[name].dtype == dtype == other.numbers[name].dtype
         and one.numbers[name].tobytes() == other.numbers[name].tobytes()
@@ -154,6 +163,32 @@ def test_pieces_joined_are_the_whole(whole: Columns, data: st.DataObject) -> Non
     assert same(whole.take(chosen), whole.take(np.flatnonzero(chosen)))
     assert len(whole.take(chosen)) == chosen.sum()
     assert same(Columns.join([]), Columns.empty())
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_number_out_of_bounds_is_a_damaged_record(name: str, side: int) -> None:
+    beyond = BOUNDS[name][side] + (-1, 1)[side]
+    dtype = NUMBERS[name]
+    if dtype.kind != "f" and not np.iinfo(dtype).min <= beyond <= np.iinfo(dtype).max:
+        return  # its type cannot hold it
+    packed = Packed.decode(ENCODED)
+    packed.columns.numbers[name][7] = beyond
+    with pytest.raises(PackedRecordError, match=f"{name} is out of bounds"):
+        Packed.decode(packed.encode())
+
+
+def test_a_time_that_is_no_number_is_a_damaged_record() -> None:
+    packed = Packed.decode(ENCODED)
+    packed.columns.numbers["ts"][7] = np.nan
+    with pytest.raises(PackedRecordError, match="ts is out of bounds"):
+        Packed.decode(packed.encode())
+
+
+def test_more_partitions_than_a_topic_can_have_are_a_damaged_record() -> None:
+    # Whoever merges asks for the progress of each of them.
+    with pytest.raises(PackedRecordError, match="damaged"):
+        Packed.decode(Packed(Columns.empty(), {}, 10**12).encode())
 
 
 ODD = st.text(st.sampled_from("ab\0é日😀\udc80"), max_size=20)

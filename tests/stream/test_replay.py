@@ -12,6 +12,7 @@ from burnfuse.event import SEQUENCE_HEADER
 from stream.agents import _sequence
 from stream.clock import ManualClock
 from stream.replay import run
+from stream.settings import KafkaSettings
 
 
 def replay(*args: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ def test_speed_paces_by_event_time(broker: str, topic: str, tmp_path: Path) -> N
         slept.append(seconds)
         clock.advance(seconds)
 
-    assert run([str(path)], broker, topic, 20.0, "agent_id", clock, sleep)
+    assert run([str(path)], KafkaSettings(bootstrap_servers=[broker]), topic, 20.0, "agent_id", clock, sleep)
     assert sum(slept) == pytest.approx(1.5)  # 30 s of events at 20 times the pace
     assert len(read(broker, topic)) == 3
 

@@ -61,6 +61,26 @@ def problems(text: str) -> str:
         ("detectors: {runaway: {enabled: 'yes'}}", "detectors.runaway.enabled: input should be a valid boolean"),
         ("input: {format: xml}", "input.format: there is no format 'xml'; known: auto, "),
         ("actions: {kill: {mode: enforce}}", "actions.kill.mode: input should be 'dry_run'"),
+        ("kafka: {tls: {ca_file: x}}", "kafka.tls: these settings need enabled: true"),
+        ("kafka: {tls: {enabled: true, key_file: x}}", "kafka.tls: certificate_file and key_file are set together"),
+        ("kafka: {sasl: {mechanism: PLAIN}}", "kafka.sasl: mechanism and username are set together"),
+        ("kafka: {sasl: {username: u}}", "kafka.sasl: mechanism and username are set together"),
+        ("kafka: {sasl: {mechanism: SCRAM, username: u}}", "kafka.sasl.mechanism: input should be 'PLAIN', "),
+        ("kafka: {sasl: {password: x}}", "kafka.sasl.password: unknown key"),
+        (
+            "kafka: {sasl: {mechanism: OAUTHBEARER}}",
+            "kafka.sasl: either token_file or token_url is needed",
+        ),
+        ("kafka: {sasl: {token_file: x}}", "kafka.sasl: tokens need mechanism: OAUTHBEARER"),
+        (
+            "kafka: {sasl: {mechanism: OAUTHBEARER, token_url: 'https://x'}}",
+            "kafka.sasl: token_url and client_id are set together",
+        ),
+        (
+            "kafka: {sasl: {mechanism: OAUTHBEARER, token_url: 'http://x', client_id: c}}",
+            "kafka.sasl: a token endpoint must be https",
+        ),
+        ("input: {max_rejected_share: 0.0}", "input.max_rejected_share: input should be greater than 0"),
         ("1: 2", "1: keys should be strings"),
     ],
 )
@@ -300,3 +320,9 @@ def test_secrets_are_not_shown() -> None:
     planted = {"BURNFUSE_SLACK_TOKEN": "xoxb-planted", "BURNFUSE_HASH_KEY": "planted-key"}
     for words in (["config", "show"], ["config", "schema"], ["--help"]):
         assert "planted" not in "".join(map(str, command(*words, environment=planted)))
+
+
+def test_a_worker_must_be_heard_of_three_times_before_it_is_taken_for_dead() -> None:
+    assert parse("kafka: {session_timeout_s: 3.0, heartbeat_s: 1.0}").kafka.heartbeat_s == 1.0
+    with pytest.raises(ConfigError, match=r"kafka: heartbeat_s \(3 s\) must be at most a third of session_timeout_s"):
+        parse("kafka: {session_timeout_s: 6.0}")

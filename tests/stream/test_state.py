@@ -297,42 +297,51 @@ def test_what_is_told_of_incidents_does_not_depend_on_crashes(seed: int) -> None
         changes, letter = stage.process(records[offset], offset)
         assert letter is None
         offset += 1
-        numbers = [stage.begin(change) for change in changes]
+        numbers = [stage.begin(change, ["slack"]) for change in changes]
         if changes or rng.random() < 0.3:
             # What changes goes out with the checkpoint or not at all.
             saved.take(stage.checkpoint(ORIGIN, everything=rng.random() < 0.1))
             told += changes
         for number, change in zip(numbers, changes, strict=True):
             if rng.random() < 0.7:
-                acted.append(change.incident)
-                stage.finish(number, {"slack": change.incident.id.encode()})
+                # What was left untold of the incident is told along.
+                acted += [
+                    c.incident for n, c in stage.pending.items() if n <= number and c.incident.id == change.incident.id
+                ]
+                stage.finish("slack", change.incident.id, number, change.incident.id.encode())
         if rng.random() < 0.15:
             stage = restored(fresh(), saved)
             offset = max(0, stage.end - rng.choice([0, 0, 5]))
-            acted += stage.pending.values()
-            for number in stage.pending:
-                stage.finish(number, {"slack": b""})
+            for number, change in stage.again(["slack"]).items():
+                acted.append(change.incident)
+                stage.finish("slack", change.incident.id, number, b"")
     assert told == expected
     assert stage.incidents.open == undisturbed.incidents.open
     assert stage.incidents.clocks == undisturbed.incidents.clocks
     # Every change was acted on; what had been when the crash came, perhaps twice.
     done = [json.dumps(msgspec.to_builtins(incident)) for incident in acted]
-    waiting = [json.dumps(msgspec.to_builtins(incident)) for incident in stage.pending.values()]
+    waiting = [
+        json.dumps(msgspec.to_builtins(incident)) for incident in (change.incident for change in stage.pending.values())
+    ]
     assert {*done, *waiting} == {json.dumps(msgspec.to_builtins(change.incident)) for change in expected}
 
 
 def test_what_actions_remember_is_saved_until_they_forget_it() -> None:
     stage = IncidentStage(SETTINGS.incidents, TOPICS, ManualClock(NOW))
     saved = Saved()
-    changes = [c for record in random_findings(random.Random(1), 20) for c in stage.process(record)[0]][:2]
-    first, second = (stage.begin(change) for change in changes)
-    stage.finish(first, {"slack": b"message", "kill": b""})
+    told = [c for record in random_findings(random.Random(1), 20) for c in stage.process(record)[0]]
+    changes = [told[0], next(change for change in told if change.incident.id != told[0].incident.id)]
+    first, second = (stage.begin(change, ["slack", "kill"]) for change in changes)
+    one, other = (change.incident.id for change in changes)
+    stage.finish("slack", one, first, b"message")
+    stage.finish("kill", one, first, b"")
+    stage.finish("slack", other, second, b"")  # the other action has not told it
     saved.take(stage.checkpoint(ORIGIN))
     again = restored(IncidentStage(SETTINGS.incidents, TOPICS, ManualClock(NOW)), saved)
-    assert again.remembered == [("slack", changes[0].incident.id, b"message")]
-    assert again.pending == {second: changes[1].incident}
-    third = again.begin(changes[0])
-    again.finish(third, {"slack": b""})
+    assert again.remembered == [("slack", one, b"message")]
+    assert again.pending == {second: changes[1]}
+    third = again.begin(changes[0], ["slack"])
+    again.finish("slack", one, third, b"")
     saved.take(again.checkpoint(ORIGIN))
     assert not restored(IncidentStage(SETTINGS.incidents, TOPICS, ManualClock(NOW)), saved).remembered
 
@@ -377,6 +386,9 @@ def test_remembered_ids_survive(batches: list[list[int]], size: int, rng: random
     pages, saved = state.IdPages(ids, "ids"), Saved()
     for batch in batches:
         given_ids = np.array(batch, np.uint64)
+        if rng.random() < 0.3:
+            for memory in (plain_ids, ids):
+                memory.forgive(np.unique(given_ids[:3]))
         assert _listed(ids.add(given_ids), batch) == _listed(plain_ids.add(given_ids), batch)
         if rng.random() < 0.5:
             if rng.random() < 0.2:

@@ -13,6 +13,7 @@ from streams import encode, good, process
 
 from detectors.types import Finding, Scope
 from stream.incidents import Change
+from stream.text import LAST_SECOND
 from stream.wire import decode_finding, encode_finding, finding_json, incident_json
 
 HAPPENED = process(encode(good())).happened
@@ -80,16 +81,17 @@ def test_a_finding_comes_back_with_its_clock_and_whose_it_is(finding: Finding, c
 
 TEXT = st.text(max_size=10)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+TIME = st.floats(0, LAST_SECOND)
 
 
 @given(
     st.builds(
         Finding,
         *(TEXT, TEXT, TEXT, st.sampled_from(["warning", "critical"]), st.sampled_from(Scope)),
-        *(NUMBER, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, TEXT, TEXT),
+        *(TIME, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, TEXT, TEXT),
         st.dictionaries(TEXT, TEXT | NUMBER | st.integers(-(2**60), 2**60) | st.none() | st.booleans()),
     ),
-    NUMBER,
+    TIME,
     TEXT,
 )
 def test_any_finding_comes_back(finding: Finding, clock: float, source: str) -> None:
@@ -100,3 +102,13 @@ def test_any_finding_comes_back(finding: Finding, clock: float, source: str) -> 
 def test_a_damaged_record_is_told(damaged: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_finding(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ts", 1e16), ("ts", -1.0), ("evidence", {"cost_usd": "much"}), ("evidence", {"effective_tokens": []})],
+)
+def test_a_finding_that_incidents_cannot_tell_is_damaged(name: str, value: object) -> None:
+    told = finding_json(FINDINGS[0]) | {"clock": 1.0, "source": "watch/3", name: value}
+    with pytest.raises(msgspec.DecodeError):
+        decode_finding(msgspec.json.encode(told))

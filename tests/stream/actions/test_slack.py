@@ -126,11 +126,19 @@ def test_more_findings_edit_the_message_but_not_too_often() -> None:
     with_slack(use, update_s=30.0)
 
 
-def test_an_incident_that_was_never_posted_is_not_resolved_in_the_channel() -> None:
+def test_an_incident_that_came_and_went_unseen_is_told_once() -> None:
     async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
-        assert await slack.execute(RESOLVED) == Skipped("it was never posted")
-        assert server.calls == []
+        assert isinstance(await slack.execute(RESOLVED), Sent)
+        assert isinstance(await slack.execute(replace(RESOLVED, findings=("f-1", "f-9"))), Skipped)
+        assert server.methods == ["chat.postMessage"]
+        assert "Resolved" in server.calls[0].arguments["text"]
         assert slack._messages == {}
+
+
+def test_an_incident_that_went_into_a_spiral_unseen_is_told_by_the_spiral() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        assert isinstance(await slack.execute(MERGED), Skipped)
+        assert server.calls == []
 
     with_slack(use)
 
