@@ -365,18 +365,21 @@ class Engine:
             self._trees.dump(rows) if scope is Scope.ROOT and self._trees is not None else [],
         )
 
-    def load(self, scope: Scope, saved: SavedRows, anew: Collection[str] = ()) -> Ints:
+    def load(self, scope: Scope, saved: SavedRows, most: int, anew: Collection[str] = ()) -> Ints:
         """Takes what `dump` gave into the same rows of an engine that has seen nothing yet; gives the rows.
 
         What was saved by detectors that are not at work is left out; a detector that saved nothing begins anew.
 
         Args:
+            most: Rows there are in all.
             anew: Detectors whose saved state is not to be used.
 
         Raises:
             StateError: it is damaged, or of another version.
         """
         rows = np.frombuffer(saved.rows, "<i4").astype(np.int64)
+        if not len(rows) or rows[0] < 0 or rows[-1] >= most or (np.diff(rows) <= 0).any():
+            raise StateError("the numbers of saved rows are damaged")
         self._entities[scope].load(rows, saved.entities)
         for name, detector in self._of(scope).items():
             detector.reserve(int(rows.max(initial=-1)) + 1)
@@ -407,8 +410,10 @@ class Engine:
         """
         if len(time.tail) != len(self._tail) or set(time.latest) != {scope.value for scope in self._entities}:
             raise StateError("the saved time of the stream is damaged")
-        for entities in self._entities.values():
+        for scope, entities in self._entities.items():
             entities.loaded()
+            if not all(0 <= row < entities.rows for row in time.latest[scope.value]):
+                raise StateError("the saved time of the stream is damaged")
         self._clock, self._tail = time.clock, np.array(time.tail)
         self._latest = {scope: np.array(time.latest[scope.value], np.int64) for scope in self._entities}
 

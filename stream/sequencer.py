@@ -15,20 +15,26 @@ crash; per partition of the input they come in order, so a high-water mark tells
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 
 from detectors.types import Bools, Ints
 from stream.clock import Clock
-from stream.columns import Columns, Packed
+from stream.columns import MAX_PARTITIONS, Columns, Packed
 
 Token = TypeVar("Token")
 
 _FAR = np.iinfo(np.int64).max
 _ITEM_BITS = 20
 """A record of at most 1 MiB holds fewer events than 2^20."""
+
+
+# What is saved is checked: a damaged number must not make the reader wait, or take memory, without bound.
+Partition: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)]
+Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 43)]
+Item: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << _ITEM_BITS)]
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -43,12 +49,12 @@ class Position(msgspec.Struct, frozen=True):
         marks: Input partition -> (position, item) of the latest event seen, as of `first`.
     """
 
-    first: int = 0
-    end: int = 0
+    first: Offset = 0
+    end: Offset = 0
     limit: int = -_FAR
-    progress: dict[int, int] = {}
-    partitions: int = 0
-    marks: dict[int, tuple[int, int]] = {}
+    progress: dict[Partition, int] = {}
+    partitions: Partition = 0
+    marks: dict[Partition, tuple[Offset, Item]] = {}
 
 
 @dataclass(slots=True)

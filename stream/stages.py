@@ -364,6 +364,7 @@ class DetectStage:
                 time=engine.time(),
                 detectors={name: detector.spec.version for name, detector in engine.detectors.items()},
                 shapes=shapes(engine),
+                rows={scope.value: engine.rows(scope) for scope in engine.scopes},
                 shared=shared,
                 generation=engine.seen.generation,
                 told_clock=self._told_clock,
@@ -389,7 +390,7 @@ class DetectStage:
         taken = 0
         for key, page in saved.pages.items():
             if key != MANIFEST:
-                self._state.load(key, page, anew)
+                self._state.load(key, page, manifest, anew)
             taken += len(page)
             yield taken
         self._state.finish(manifest, anew)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -45,6 +45,7 @@ _SMALL_PAGES = 32
 """So many pages that are less than half full are merged into one."""
 _IDS = 8192
 """A page of ids is filled up to so many."""
+_MOST_PIECES = 10_000
 _MOST_IDS = PAGE_BYTES // 9
 _NONE: Noted = (np.empty(0, np.uint64), np.empty(0, np.uint8))
 
@@ -291,6 +292,7 @@ class DetectManifest(msgspec.Struct):
         at: When it was made, s since 1970.
         detectors: Name -> version of its state.
         shapes: Name -> settings that give its state its meaning.
+        rows: Scope -> rows given out to its entities.
         shared: Name -> pages of its shared state.
         generation: Of remembered ids, the young one.
     """
@@ -302,7 +304,8 @@ class DetectManifest(msgspec.Struct):
     time: SavedTime
     detectors: dict[str, int]
     shapes: dict[str, str]
-    shared: dict[str, int]
+    rows: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
+    shared: dict[str, Annotated[int, msgspec.Meta(ge=0, le=_MOST_PIECES)]]
     generation: int
     told_clock: float
 
@@ -394,26 +397,27 @@ class DetectState:
 
     # ------------------------------------------------------------------------------- restoring
 
-    def load(self, key: bytes, value: bytes, anew: Collection[str] = ()) -> None:
+    def load(self, key: bytes, value: bytes, manifest: DetectManifest, anew: Collection[str] = ()) -> None:
         """Takes a page, in the order of the log; the manifest is not one of them.
 
         Raises:
             SavedStateError: it cannot be used.
         """
         try:
-            self._load(key, value, anew)
+            self._load(key, value, manifest, anew)
         except StateError as error:
             raise SavedStateError(
                 f"the saved state of {self._name} cannot be used ({error}): "
                 "run the version that wrote it, or give the state up with `burnfuse state reset`"
             ) from error
 
-    def _load(self, key: bytes, value: bytes, anew: Collection[str]) -> None:
+    def _load(self, key: bytes, value: bytes, manifest: DetectManifest, anew: Collection[str]) -> None:
         kind, *rest = key.decode(errors="replace").split("/")
         try:
             if kind == "rows":
                 scope, number = Scope(rest[0]), int(rest[1])
-                rows = self._engine.load(scope, decode(value, SavedRows, self._name), anew)
+                saved = decode(value, SavedRows, self._name)
+                rows = self._engine.load(scope, saved, manifest.rows.get(scope.value, 0), anew)
                 self._rows[scope].load(number, rows)
             elif kind == "ids":
                 self._ids.load(int(rest[0]), int(rest[1]), value, self._name)

@@ -530,3 +530,13 @@ def test_a_detector_whose_settings_give_the_state_another_meaning_begins_anew(
     world.saved[place].take(stage.checkpoint(ORIGIN))
     again = restored(DetectStage(on, TOPICS, WATCH, "bf.events/0", world.clock), world.saved[place])
     assert again.engine.detectors["odd_window"].dump(rows) == type(detectors["odd_window"])(odd).dump(rows)
+
+
+@pytest.mark.parametrize("row", [-1, 1 << 30])
+def test_a_damaged_number_of_a_row_takes_no_memory(row: int) -> None:
+    saved, stage = a_state()
+    key = next(key for key in saved.pages if key.startswith(b"rows/run/"))
+    held = state.decode(saved.pages[key], state.SavedRows, "x")
+    held.rows = held.rows[:-4] + row.to_bytes(4, "little", signed=True)
+    saved.pages[key] = state.encode(held)
+    assert "numbers of saved rows are damaged" in refused(saved, stage)
