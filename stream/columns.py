@@ -180,6 +180,14 @@ class Words(Sequence[str]):
         taken.words = self.words[np.repeat(self.first[index] - taken.first, counts) + np.arange(counts.sum())]
         return taken
 
+    def find(self, text: str, low: int, high: int) -> Ints:
+        """Which of the texts low .. high - 1 are this one: numbers between low and high."""
+        wanted = Words.of([text])
+        found = low + np.flatnonzero(self.sizes[low:high] == wanted.sizes[0])
+        for place, word in enumerate(wanted.words):
+            found = found[self.words[self.first[found] + place] == word]
+        return found
+
     def encode(self) -> tuple[bytes, bytes]:
         """The sizes and the words."""
         return self.sizes.astype(_SIZE).tobytes(), self.words.tobytes()
@@ -263,6 +271,14 @@ class TextColumn(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts[self._name])
 
+    def place(self, text: str) -> int:
+        """The first position at which a text stands.
+
+        Raises:
+            ValueError: it stands nowhere.
+        """
+        return self._texts.place(self._name, text)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
@@ -318,6 +334,20 @@ class Texts(Mapping[str, list[str]]):
         """One event's text."""
         store = self._stores[int(self._part[i])]
         return store[self._place(store, name) + int(self._row[i])]
+
+    def place(self, name: str, text: str) -> int:
+        """The first event with this text, found without reading the others.
+
+        Raises:
+            ValueError: there is none.
+        """
+        events: list[int] = []
+        for part, store in enumerate(self._stores):
+            low = self._place(store, name)
+            for row in store.find(text, low, low + len(store) // len(TEXTS)) - low:
+                events += np.flatnonzero((self._part == part) & (self._row == row)).tolist()
+        # What is damaged reads otherwise than it is written.
+        return min(events) if events else self[name].index(text)
 
     @staticmethod
     def _place(store: Words, name: str) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import detectors
 from detectors.base import READINESS, Detector, FleetFigures, StateError, Table, TablePage
 from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
-from stream.columns import Columns
+from stream.columns import Columns, TextColumn
 from stream.entities import Entities
 from stream.ingest.reject import Reason, Reject
 from stream.settings import EngineSettings, Settings, detector_config
@@ -276,9 +276,9 @@ class Engine:
         )
         for column in numbers.values():
             column.flags.writeable = False  # no detector may change what the next one sees
-        self._detect(batch, offset + kept, result)
+        self._detect(batch, columns.text("event_id"), offset + kept, result)
 
-    def _detect(self, batch: EventBatch, positions: Ints, result: Result) -> None:
+    def _detect(self, batch: EventBatch, ids: TextColumn, positions: Ints, result: Result) -> None:
         found: list[Finding] = []
         for name, detector in list(self._detectors.items()):
             if self._shedding and detector.spec.second_stage:
@@ -289,7 +289,7 @@ class Engine:
             found += self._guard(name, partial(detector.update, batch)) or ()
         if not found:
             return
-        place = {event_id: int(at) for event_id, at in zip(batch.event_id, positions, strict=True)}
+        place = {event_id: int(positions[ids.place(event_id)]) for event_id in {f.event_id for f in found}}
         found.sort(key=lambda finding: place[finding.event_id])
         for name, detector in list(self._detectors.items()):
             if self._shedding and detector.spec.second_stage:

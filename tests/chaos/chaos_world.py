@@ -347,7 +347,9 @@ def settings(name: str, broker: str, slack: str, fleet: str | None = None) -> di
         # Figures that do not depend on when they were published.
         "calibration": {"file": fleet},
         "incidents": {"quiet_s": QUIET_S},
-        "actions": ACTIONS | {"slack": {"enabled": True, "channel": "#alerts", "base_url": slack}},
+        # Faults leave a worker behind; what it finds then must be the same, so nothing is left out.
+        "overload": {"shed": False},
+        "actions": ACTIONS | {"slack": {"enabled": True, "channel": "#alerts", "base_url": slack, "pause_s": 0.0}},
     }
 
 

@@ -212,3 +212,16 @@ def test_events_of_several_pieces_can_be_sent(one: Columns, other: Columns, rng:
     texts = [a + b for a, b in zip(one.texts.values(), other.texts.values(), strict=True)]
     assert list(mixed.texts.values()) == [[column[i] for i in index] for column in texts]
     assert same(Packed.decode(Packed(mixed, {}, 1).encode()).columns, mixed)
+
+
+@given(st.lists(st.text(max_size=9) | ODD, min_size=1, max_size=20), st.data())
+def test_a_text_is_found_where_it_first_stands(texts: list[str], data: st.DataObject) -> None:
+    n = len(texts)
+    whole = Columns(dict.fromkeys(TEXTS, texts), numbers(n, 1))
+    order = np.array(data.draw(st.permutations(range(n))), np.int64)
+    taken = Columns.join([whole.take(order[: n // 2]), whole.take(order[n // 2 :])])
+    column = taken.text("tool")
+    held = list(column)
+    assert [column.place(text) for text in held] == [held.index(text) for text in held]
+    with pytest.raises(ValueError, match="not in list"):
+        column.place("nobody says as much as this")
