@@ -164,7 +164,7 @@ def measure(load: Load, batch: int = 2000, gather: int = 1, settings: Settings |
             for topic, scopes in ((topics.events, WATCH), (topics.graph, GRAPH))
             for partition in range(inner)
         }
-        incidents = IncidentStage(settings.incidents, topics)
+        incidents = IncidentStage(settings.incidents, topics, clock)
         start = time.thread_time()
         for low in range(0, len(given), batch * gather):
             waiting: dict[DetectStage, list[Message]] = defaultdict(list)

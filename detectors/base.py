@@ -61,6 +61,8 @@ class Spec:
     scope: Scope
     waived: Mapping[str, str] = field(default_factory=dict)
     """Contract checks the detector does not have to pass: name of the check -> reason."""
+    shaped_by: tuple[str, ...] = ()
+    """Settings that the saved state means something else under: where one has changed, the detector begins anew."""
     second_stage: bool = False
     """Whether an overloaded worker may leave the detector out: what it finds can wait, what it has not seen must
     not mislead it (`Detector.resume`)."""
@@ -99,6 +101,11 @@ class Table:
     def rows(self) -> int:
         """Rows that exist."""
         return self._rows
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return sum(dtype.itemsize * max(width, 1) for dtype, _, width in self._fields.values())
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +155,8 @@ class Table:
     def dump(self, rows: Ints) -> TablePage:
         """The rows as plain data."""
         self.reserve(int(rows.max(initial=-1)) + 1)
-        return {name: (c.dtype.str, c[rows].shape, c[rows].tobytes()) for name, c in self._columns.items()}
+        taken = {name: self.take(name, rows) for name in self._fields}
+        return {name: (c.dtype.str, c.shape, c.tobytes()) for name, c in taken.items()}
 
     def decode(self, n: int, page: TablePage) -> dict[str, NDArray[Any]]:
         """The columns of a page of n rows; `write` takes them.

@@ -144,6 +144,7 @@ class OddWindow(Detector):
         "odd_window",
         version=2,
         scope=Scope.AGENT,
+        shaped_by=("window_s",),
         second_stage=True,
         waived={
             "entities_do_not_influence_each_other": "agents of a group share one model and one threshold on purpose"

@@ -69,7 +69,7 @@ def rules(settings: Settings) -> list[Rule]:
     found += [
         Rule(OPERATOR, TOPIC, name, _operator(name, t), "`topics`" + (", `dlq`" if name in (t.usage, t.dead) else ""))
         for name in (t.usage, t.events, t.graph, t.findings, t.incidents, t.dead, t.calibration, proposals,
-                     t.kill_state)
+                     t.kill_state, t.state_watch, t.state_graph, t.state_incidents)
     ]  # fmt: skip
     return found
 

@@ -18,9 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -28,8 +26,9 @@ from burnfuse.event import SEQUENCE_HEADER
 from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
-from stream.actions.base import Tools, configured
+from stream.actions.base import Remembering, Tools, configured
 from stream.actions.outbox import Outbox
+from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.connection import for_aiokafka
@@ -45,7 +44,8 @@ from stream.overload import Lag, Overload
 from stream.pipeline import make_ingest
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
-from stream.wire import incident_json
+from stream.state import origin
+from stream.topics import state_topics
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,8 @@ class _Progress:
             done = self._next.get(partition)
             if done is None:
                 # Nothing read since the start: where the group stands, or nothing at all.
-                done = self._next[partition] = await self._consumer.committed(tp) or await self._begin(tp)
+                begin = await self._consumer.committed(tp) or await self._begin(tp)
+                done = self._next.setdefault(partition, begin)  # records may have passed meanwhile
             if done < ends[tp]:
                 if partition in self._newest:
                     news[partition] = self._newest[partition]
@@ -433,6 +434,72 @@ def attach(
     # Whose events are judged where they are read: in the input's partitions, or in those of the shuffle.
     watched = topics.usage if keyed else topics.events
 
+    # ------------------------------------------------------------------------------------ saved state
+
+    state_of = state_topics(settings)
+    hash_key = secret("hash_key")
+    standby = (
+        Standby(settings.kafka, {state: counts[home] for home, state in state_of.items()})
+        if settings.state.standby
+        else None
+    )
+
+    def pause(place: Place) -> None:
+        app.consumer.pause_partitions({TopicPartition(*place)})
+
+    async def read_from(place: Place, offset: int) -> None:
+        await app.consumer.seek(TopicPartition(*place), offset)
+        app.consumer.resume_partitions({TopicPartition(*place)})
+
+    async def crash(error: BaseException) -> None:
+        if isinstance(error, BurnfuseError):
+            _end_in_order(app, error)
+        else:
+            await app.crash(error)
+
+    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, pause, read_from)
+    keepers: dict[Place, Keeper[Any]] = {}
+
+    def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:
+        return Keeper(keeping, place, state_of[place[0]], origin(place[0], counts[place[0]], hash_key), make)
+
+    def restored(tp: Any) -> DetectStage | IncidentStage | None:
+        """The stage of a partition, once its state has been restored."""
+        kept = keepers.get((tp.topic, tp.partition))
+        return kept.stage if kept is not None else None
+
+    def at_work() -> list[DetectStage]:
+        """Stages of detectors whose state has been restored."""
+        return [k.stage for k in keepers.values() if isinstance(k.stage, DetectStage)]
+
+    async def by_partition(
+        name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]
+    ) -> Ending:
+        """Hands events to their partition's keeper; those of partitions that are being restored wait."""
+        grouped: dict[int, list[Any]] = defaultdict(list)
+        begun = []
+        for event in events:
+            grouped[event.message.partition].append(event)
+        for partition, mine in grouped.items():
+            kept = keepers.get((name, partition))
+            if kept is not None and kept.open:
+                begun.append(await work(kept, mine))
+            elif kept is not None:
+                kept.held += mine
+                app.consumer.pause_partitions({mine[0].message.tp})
+        return partial(_one_by_one, begun)
+
+    async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]) -> None:
+        """What waited for a partition to be restored is worked on, and more is read."""
+        paused = set()
+        while kept.held:  # in the order in which they came
+            held, kept.held = kept.held, []
+            paused.add(held[0].message.tp)
+            now = app.consumer_generation_id
+            await (await work(kept, [event for event in held if event.message.generation_id == now]))()
+        kept.open = True
+        app.consumer.resume_partitions(paused)
+
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
         work = timed("ingest", keyed_batch if keyed else ingest_batch)
@@ -460,24 +527,24 @@ def attach(
         return ending
 
     async def keyed_batch(events: list[Any]) -> Ending:
+        return await by_partition(topics.usage, events, keyed_events)
+
+    async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
         records = [_record(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
             messages, handed = await taken(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
-        runs, stepped = [], []
-        for partition, packed in handed.items():
-            chosen = stage(watched, partition)
-            mine = [event for event in events if event.message.partition == partition]
-            runs.append(_Run(mine, parts=2))
-            chosen.take(packed, runs[-1])
-            stepped.append(await step(chosen))
+            kept.sends(sent)
+        stepped = []
+        for packed in handed.values():  # of one partition, the keeper's
+            if kept.stage is not None:
+                kept.stage.take(packed, _Run(events, parts=1), events[-1].message.offset)
+                stepped.append(await step(kept))
 
         async def ending() -> None:
             await asyncio.gather(*sent)
             progress.passed_on(passed)
-            for run in runs:
-                run.done()
             for rest in stepped:
                 await rest()
 
@@ -499,9 +566,10 @@ def attach(
         await asyncio.gather(*sent)
         if keyed:
             for partition, ms in news.items():
-                chosen = stage(watched, partition)
-                chosen.take(own(Columns.empty(), ms), _Run([], parts=1))
-                await (await step(chosen))()
+                kept = keepers.get((watched, partition))
+                if kept is not None and kept.stage is not None:
+                    kept.stage.take(own(Columns.empty(), ms), None)
+                    await (await step(kept))()
 
     # ---------------------------------------------------------------------------- how the worker is
 
@@ -545,23 +613,25 @@ def attach(
     async def look_around() -> None:
         now = clock.monotonic()
         done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
+        # Records whose state is yet to be saved have been worked on all the same.
+        done |= {tp: max(done[tp], chosen.first) for tp in done if (chosen := restored(tp)) is not None}
         lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
         was = overload.on
         # Where Kafka is silent the worker is not too slow; what that has cost is seen when it answers again.
         if not silence.look(health.silence_s()):
             overload.look(((f"{tp.topic}/{tp.partition}", *lag) for tp, lag in lags.items()), now)
         if overload.on is not was:
-            for chosen in detect.values():
+            for chosen in at_work():
                 chosen.engine.shed(overload.on and settings.overload.shed)
         states, off = [], dict.fromkeys(registered(), 0)
         for tp in mine:
             lag, lag_s = lags.get(tp, (None, 0.0))
             state = PartitionState(tp.topic, tp.partition, lag, lag_s)
-            if (at_work := detect.get((tp.topic, tp.partition))) is not None:
-                moved = math.isfinite(at_work.engine.clock)
-                delay = clock.now() - at_work.engine.clock if moved else None
-                state = replace(state, watermark_delay_s=delay, held=at_work.waiting)
-                for name in at_work.engine.quarantined:
+            if isinstance(chosen := restored(tp), DetectStage):
+                moved = math.isfinite(chosen.engine.clock)
+                delay = clock.now() - chosen.engine.clock if moved else None
+                state = replace(state, watermark_delay_s=delay, held=chosen.waiting)
+                for name in chosen.engine.quarantined:
                     off[name] += 1
             states.append(state)
         metrics.partitions(states)
@@ -569,56 +639,47 @@ def attach(
         metrics.overloaded(overload.on)
         metrics.quarantined(off)
         metrics.assigned(len(mine))
-        folds = any(tp.topic == topics.findings for tp in mine)
-        metrics.incidents(incident_stage.incidents.open if folds else ())
+        folding = restored(TopicPartition(topics.findings, 0))
+        metrics.incidents(folding.incidents.open if isinstance(folding, IncidentStage) else ())
 
     # ------------------------------------------------------------------------------ watch and graph
 
     fixed = calibration.load(settings.calibration.file) if settings.calibration.file else None
     figures = fixed or FleetFigures()
-    detect: dict[tuple[str, int], DetectStage] = {}
-    # A partition's clock must not overtake its findings: their incident would be resolved before they come.
-    order: WeakKeyDictionary[DetectStage, asyncio.Lock] = WeakKeyDictionary()
 
-    def stage(name: str, partition: int) -> DetectStage:
-        found = detect.get((name, partition))
-        if found is None:
-            scopes = WATCH if name == watched else GRAPH
-            found = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock, metrics)
-            found.calibrate(figures)
-            found.engine.shed(overload.on and settings.overload.shed)
-            detect[name, partition] = found
-            order[found] = asyncio.Lock()
-        return found
+    def detect_stage(name: str, partition: int) -> DetectStage:
+        scopes = WATCH if name == watched else GRAPH
+        made = DetectStage(settings, topics, scopes, f"{name}/{partition}", clock, metrics)
+        made.calibrate(figures)
+        made.engine.shed(overload.on and settings.overload.shed)
+        return made
 
-    async def step(chosen: DetectStage) -> Ending:
-        async with order[chosen]:
-            messages, done = chosen.step()
-            sent = await send.begin(messages)
+    async def step(kept: Keeper[DetectStage]) -> Ending:
+        sent: Sequence[Awaitable[Any]] = ()
+        # A partition's clock must not overtake its findings: their incident would be resolved before they come.
+        async with kept.order:
+            if (chosen := kept.stage) is not None:
+                messages, done = chosen.step()
+                kept.covered(done)
+                sent = await send.begin(messages)
+                kept.sends(sent)
 
         async def ending() -> None:
             await asyncio.gather(*sent)
-            for run in done:
-                run.done()
 
         return ending
 
-    async def detect_batch(name: str, events: Sequence[Any]) -> Ending:
-        by_partition: dict[int, list[Any]] = defaultdict(list)
-        for event in events:
-            by_partition[event.message.partition].append(event)
-        stepped = []
-        for partition, mine in by_partition.items():
-            chosen = stage(name, partition)
-            for event in mine:
+    async def detect(kept: Keeper[DetectStage], events: Sequence[Any]) -> Ending:
+        if (chosen := kept.stage) is not None:
+            letters = []
+            for event in events:
                 run = _Run([event], parts=len(event.message.value))
-                for raw in event.message.value:
-                    letter = chosen.add(raw.value, run)
-                    if letter is not None:
-                        await send([letter])
-                        run.done()
-            stepped.append(await step(chosen))
-        return partial(_one_by_one, stepped)
+                letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
+            kept.sends(await send.begin([letter for letter in letters if letter is not None]))
+        return await step(kept)
+
+    async def detect_batch(name: str, events: Sequence[Any]) -> Ending:
+        return await by_partition(name, events, detect)
 
     if not keyed:
 
@@ -632,19 +693,29 @@ def attach(
         work = timed("graph", partial(detect_batch, topics.graph))
         await _batches(app, stream, settings, hands["graph"], work)
 
+    async def resume(kept: Keeper[DetectStage]) -> None:
+        if kept.stage is not None:
+            # There may be news since it was made.
+            kept.stage.calibrate(figures)
+            kept.stage.engine.shed(overload.on and settings.overload.shed)
+        if keyed and kept.place[0] == watched:
+            await catch_up(kept, keyed_events)
+        else:
+            await catch_up(kept, detect)
+
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
-        for chosen in list(detect.values()):
-            if chosen.waiting:  # for an input partition that nobody reads any more
-                await (await step(chosen))()
-            async with order[chosen]:
-                message = chosen.clock_message()
-                await send([message] if message is not None else [])
+        for kept in list(keepers.values()):
+            if isinstance(kept.stage, DetectStage) and kept.stage.waiting:
+                await (await step(kept))()  # for an input partition that nobody reads any more
+            async with kept.order:
+                if isinstance(kept.stage, DetectStage) and (message := kept.stage.clock_message()) is not None:
+                    await send([message])
 
     def use(new: FleetFigures) -> None:
         nonlocal figures
         figures = new
-        for chosen in detect.values():
+        for chosen in at_work():
             chosen.calibrate(new)
 
     if fixed is None:
@@ -658,59 +729,123 @@ def attach(
         async def publish_calibration() -> None:
             await send(
                 [
-                    Message(topics.calibration, f"{name}/{partition}".encode(), calibration.encode(share))
-                    for (name, partition), chosen in detect.items()
+                    Message(topics.calibration, chosen.name.encode(), calibration.encode(share))
+                    for chosen in at_work()
                     if (share := calibration.merge([chosen.engine.sketch()])).version != "none"
                 ]
             )
 
     # ----------------------------------------------------------------------------------- incidents
 
-    incident_stage = IncidentStage(settings.incidents, topics, metrics)
     publish = _publisher(send)
     tools = Tools(publish=publish, clock=clock, secret=secret, proposals_topic=topics.proposals)
     # Slack may be slow; the next finding must not wait for it.
-    outboxes = [Outbox(action, config.least_pause_s, clock, metrics) for action, config in configured(settings, tools)]
+    known: dict[str, IncidentStage] = {}
+    put: set[int] = set()
+    """Numbers of changes that actions have been given."""
+
+    def told(outbox: Outbox, incident_id: str, number: int) -> None:
+        """An action has told what there was of an incident, up to the change of this number."""
+        action, chosen = outbox.action, known.get("stage")
+        remembered = action.remembered(incident_id) if isinstance(action, Remembering) else b""
+        if chosen is not None:
+            chosen.finish(action.name, incident_id, number, remembered)
+
+    outboxes = [
+        Outbox(action, config.least_pause_s, clock, metrics, told) for action, config in configured(settings, tools)
+    ]
+    acts = [outbox.action.name for outbox in outboxes]
     heard: dict[str, float] = {}
 
-    async def tell(changes: Iterable[Change]) -> None:
-        for change in changes:
-            incident = change.incident
-            value = msgspec.json.encode(incident_json(incident) | {"change": change.kind})
-            await send([Message(topics.incidents, incident.id.encode(), value)])
+    def make_incidents() -> IncidentStage:
+        return IncidentStage(settings.incidents, topics, clock, metrics)
+
+    async def tell(kept: Keeper[IncidentStage], chosen: IncidentStage, begun: list[tuple[int, Change]]) -> None:
+        """Changes are told and saved together; then something is done about them."""
+        while begun and not await kept.save():
+            if kept.stage is not chosen:
+                return  # whoever has the partition now finds the changes in its findings
+            await asyncio.sleep(1.0)
+        for number, change in begun:
+            put.add(number)
             for outbox in outboxes:
-                outbox.put(change)
+                outbox.put(change, number)
+
+    async def go_on(kept: Keeper[IncidentStage]) -> None:
+        """Takes up what a process that is gone has left undone."""
+        chosen = kept.stage
+        if chosen is None:
+            return
+        if chosen is not known.get("stage"):
+            known["stage"] = chosen
+            put.clear()
+            for outbox in outboxes:
+                outbox.clear()
+            for name, incident_id, saved in chosen.remembered:
+                for action in (outbox.action for outbox in outboxes):
+                    if action.name == name and isinstance(action, Remembering):
+                        action.remember(incident_id, saved)
+        for number, change in chosen.again(acts).items():
+            if number not in put:
+                put.add(number)
+                for outbox in outboxes:
+                    if isinstance(outbox.action, Remembering):
+                        outbox.action.doubt(change.incident.id)
+                    outbox.put(change, number)
+        await catch_up(kept, tell_findings)
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
         await _batches(app, stream, settings, hands["incidents"], timed("incidents", incident_batch))
 
     async def incident_batch(events: list[Any]) -> Ending:
-        for event in events:
-            for raw in event.message.value:
-                changes, letter = incident_stage.process(raw.value)
-                await send([letter] if letter is not None else [])
-                await tell(changes)
-            event.ack()
-        for source in incident_stage.incidents.sources:
+        try:
+            return await by_partition(topics.findings, events, tell_findings)
+        except FencedError:  # its keeper is told so as well
+            return _nothing
+
+    async def tell_findings(kept: Keeper[IncidentStage], events: list[Any]) -> Ending:
+        chosen = kept.stage
+        if chosen is None:
+            return _nothing
+        async with kept.order:
+            changes, letters = [], []
+            for raw in (raw for event in events for raw in event.message.value):
+                changed, letter = chosen.process(raw.value, raw.offset)
+                changes += changed
+                letters += [letter] if letter is not None else []
+            begun = [(chosen.begin(change, acts), change) for change in changes]
+            kept.covered([_Run([event], parts=1) for event in events])
+            kept.sends(await send.begin(letters))
+        for source in chosen.incidents.sources:
             heard[source] = clock.monotonic()
-        return partial(_one_by_one, ())
+        await tell(kept, chosen, begun)
+        return _nothing
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:
         # Where nothing comes any more, the wall clock goes on.
+        kept = keepers.get((topics.findings, 0))
+        if kept is None or not isinstance(chosen := kept.stage, IncidentStage):
+            return
         now = clock.monotonic()
-        for source in incident_stage.incidents.sources:
+        for source in chosen.incidents.sources:
             silent = now - heard.setdefault(source, now)
             if silent >= 1.0:
                 heard[source] = now
-                await tell(incident_stage.incidents.idle(silent, source))
+                async with kept.order:
+                    changes = chosen.incidents.idle(silent, source)
+                    begun = [(chosen.begin(change, acts), change) for change in changes]
+                with suppress(FencedError):
+                    await tell(kept, chosen, begun)
 
     # ----------------------------------------------------------------------------- life of the worker
 
     @app.on_before_shutdown.connect
     async def finish(*_: Any, **__: Any) -> None:
         await asyncio.gather(*(outbox.close(_LAST_CALLS_S) for outbox in outboxes))
+        await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
+        await asyncio.gather(*(kept.close() for kept in keepers.values()))
         await progress.stop()
 
     @app.on_partitions_revoked.connect
@@ -719,6 +854,7 @@ def attach(
         # What is in hand is finished, what is done need not come again.
         for hand in hands.values():
             await hand.empty()
+        await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await app.consumer.commit()
 
     @app.on_partitions_assigned.connect
@@ -731,16 +867,33 @@ def attach(
         progress.reassign({partition for name, partition in places if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
         # its state. What was not acknowledged comes again.
-        for place in list(detect):
-            if place in places:
-                detect[place].forget_waiting()
-            else:
-                del detect[place]
+        left = [keepers.pop(place) for place in set(keepers) - places]
+        await asyncio.gather(*(kept.close() for kept in left))
+        if any(kept.place[0] == topics.findings for kept in left):
+            known.clear()
+            for outbox in outboxes:  # whoever has them now does it, after looking whether it was done
+                outbox.clear()
+        for place in sorted(place for place in places if place[0] in state_of):
+            if place not in keepers:
+                make = make_incidents if place[0] == topics.findings else partial(detect_stage, *place)
+                keepers[place] = keeper(place, make)
+            kept = keepers[place]
+            kept.start(partial(go_on if place[0] == topics.findings else resume, kept))
         log.info("reading %d partitions", len(mine))
 
     @app.task
     async def start_progress() -> None:
         await progress.start()
+
+    if standby is not None:
+
+        @app.task
+        async def follow_states() -> None:
+            await standby.follow()
+
+
+async def _nothing() -> None:
+    """There is nothing to wait for."""
 
 
 async def _one_by_one(endings: Iterable[Ending]) -> None:

@@ -40,6 +40,7 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
     Args:
         metrics, health: Where the agents tell how they are; nowhere if not given.
         folder: Faust wants one for tables on disk; there are none.
+        failures: Gets the errors that stop the worker and that the user can do something about.
 
     Raises:
         BrokerError: Kafka cannot be reached, or topics are missing.

@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Checks, explains and shows the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+state_app = typer.Typer(help="Shows what the workers have saved on Kafka, or gives it up.", no_args_is_help=True)
+app.add_typer(state_app, name="state")
 dlq_app = typer.Typer(help="Lists dead letters, and sends their records again.", no_args_is_help=True)
 app.add_typer(dlq_app, name="dlq")
 
@@ -239,6 +241,28 @@ def config_show(config: ConfigOption = None) -> None:
     sys.stdout.write(yaml.safe_dump(load(config).model_dump(), sort_keys=False, allow_unicode=True))
 
 
+@state_app.command("show", epilog="Example: burnfuse state show --config burnfuse.yaml --json")
+def state_show(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Tells what is saved of every partition: when, up to where, how much."""
+    from stream.saved import show
+
+    logs.set_up(False)
+    if not show(_settings(config), SystemClock(), json=json):
+        raise typer.Exit(1)
+
+
+@state_app.command("reset", epilog="Example: burnfuse state reset --config burnfuse.yaml --yes")
+def state_reset(
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, all of it is to be lost.")] = False,
+) -> None:
+    """Gives all saved state up, where it cannot be used: baselines, streaks, trees, open incidents."""
+    from stream.saved import reset
+
+    logs.set_up(False)
+    reset(_settings(config), SystemClock(), sure=yes)
+
+
 _REASONS = StrEnum("Reasons", {reason.name: reason.value for reason in Reason})  # type: ignore[misc]
 ReasonOption = Annotated[
     _REASONS | None, typer.Option("--reason", help="Only letters with this reason.", show_default=False)
@@ -306,4 +330,4 @@ def _pretty(value: Any) -> str:
 
 def command_names() -> list[str]:
     """Names of all commands, for the check of the documentation."""
-    return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config", "dlq"]
+    return [c.name or c.callback.__name__ for c in app.registered_commands if c.callback] + ["config", "dlq", "state"]

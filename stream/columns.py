@@ -55,6 +55,7 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     "in_tree": np.dtype("?"),  # the producer says what tree of runs the event belongs to
     "source": np.dtype("<i4"),  # partition of the input topic, or number of the input file
     "position": np.dtype("<i8"),  # offset, or line
+    "item": np.dtype("<i4"),  # which of the record's events it is, from 0
     "log_ms": np.dtype("<i8"),  # when the record was logged, ms since 1970; 0 in files
     "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
 }
@@ -71,7 +72,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "tokens": (0, MOST_SPENT),
     "cost": (0, MOST_SPENT),
     "source": (0, MAX_PARTITIONS - 1),
-    "position": (0, 1 << 62),
+    "position": (0, (1 << 43) - 1),  # with the item below it, it fits into 64 bits; see `stream.sequencer`
+    "item": (0, (1 << 20) - 1),
     "log_ms": (-1, (1 << 63) - 1),  # what producers say, or -1
     "sequence": (0, (1 << 63) - 1),
 }
@@ -79,13 +81,25 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 switched off."""
 
 _SIZE = np.dtype("<u4")
-_FORMAT = 4
+_FORMAT = 5
 """Version of the packed record; raise it with every change to the columns."""
 
 _WORD = np.dtype("<u8")
 _WORD_BYTES = _WORD.itemsize
 _KEEP = np.array([~0 & (1 << 64) - 1, *((1 << 8 * left) - 1 for left in range(1, _WORD_BYTES))], _WORD)
 """Number of bytes in the last word of a text, 0 for all of them -> mask that keeps these."""
+
+
+def items(source: Ints, position: Ints) -> Ints:
+    """(n,) which of its record's events each event is, from 0; the events of a record follow each other.
+
+    >>> items(np.array([0, 0, 0, 1]), np.array([5, 5, 6, 6])).tolist()
+    [0, 1, 0, 0]
+    """
+    n = np.arange(len(position))
+    begins = np.r_[True, (position[1:] != position[:-1]) | (source[1:] != source[:-1])][: len(n)]
+    numbers: Ints = n - np.maximum.accumulate(np.where(begins, n, 0))
+    return numbers
 
 
 class Words(Sequence[str]):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.base import READINESS, Detector, FleetFigures, Table
+from detectors.base import READINESS, Detector, FleetFigures, StateError, Table, TablePage
 from detectors.types import Bools, Entity, EventBatch, Finding, Floats, Hashes, Ints, Kind, Scope
 from stream.columns import Columns, TextColumn
 from stream.entities import Entities
@@ -35,6 +37,9 @@ _STEADY = 5
 
 _RUNS_KEPT = 1000
 """Runs remembered per tree; of larger trees the older half is forgotten."""
+
+_NAME_CHARS = 64
+"""Runs with longer ids are known in their tree by a hash."""
 
 _REACHES = (int(Kind.SPAWN), int(Kind.MESSAGE))
 """Kinds of events that set the run in `to_run_id` going."""
@@ -100,7 +105,8 @@ class Engine:
         """Detectors that raised, with the error: they are left out until the process starts again."""
         self._shedding = False
         self._trees = _Trees() if Scope.ROOT in scopes else None
-        self._seen = _RecentIds(settings.engine.duplicate_ids)
+        self.seen = RecentIds(settings.engine.duplicate_ids)
+        """Ids of the latest events."""
         self._tail = np.full(_STEADY - 1, -np.inf)
         self._latest = {scope: np.empty(0, np.int64) for scope in self._entities}
         self._clock = float("-inf")
@@ -122,6 +128,7 @@ class Engine:
             for name, detector in list(self._detectors.items()):
                 if detector.spec.second_stage:
                     self._guard(name, partial(detector.resume, self._clock))
+                    self._entities[detector.spec.scope].all_changed()
 
     def sketch(self) -> dict[str, list[int]]:
         """This partition's part of the fleet's figures; see `stream.calibration`."""
@@ -295,7 +302,7 @@ class Engine:
         """Without duplicates and late events; where the others stood, the rows of their runs, and the newest event
         time of these before each, if nothing was taken out since."""
         whole, ids = columns, columns.numbers["event"]
-        first = self._seen.add(ids)
+        first = self.seen.add(ids)
         kept = np.arange(len(ids))
         again = np.zeros(len(ids), bool) if first is None else ~first
         if first is not None:
@@ -308,7 +315,7 @@ class Engine:
         if late.any():
             # They may be sent again, to be judged otherwise; then they are no duplicates, here or in a later batch.
             late_ids = columns.numbers["event"][late]
-            self._seen.forgive(late_ids)
+            self.seen.forgive(late_ids)
             too_late = again & np.isin(ids, late_ids)
             again &= ~too_late
             too_late[kept[late]] = True
@@ -317,6 +324,98 @@ class Engine:
             columns, kept, rows, newest = columns.take(~late), kept[~late], rows[~late], None
         self._turn_away(whole, again, Reason.DUPLICATE, "an event with this id was seen before", result)
         return columns, kept, rows, newest
+
+    # ----------------------------------------------------------------------------- saved state
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Scopes whose entities have rows here."""
+        return tuple(self._entities)
+
+    @property
+    def detectors(self) -> Mapping[str, Detector]:
+        """The detectors at work, by name."""
+        return self._detectors
+
+    def changed(self, scope: Scope) -> Ints:
+        """Rows whose state differs from what it was when this was asked before, ascending."""
+        return self._entities[scope].changed()
+
+    def all_changed(self) -> None:
+        """All state is to be saved anew."""
+        for entities in self._entities.values():
+            entities.all_changed()
+        self.seen.all_changed()
+
+    def rows(self, scope: Scope) -> int:
+        """Rows ever given out to entities of a scope."""
+        return self._entities[scope].rows
+
+    def row_bytes(self, scope: Scope) -> int:
+        """About how many bytes `dump` takes per row; trees come on top."""
+        tables = [t for d in self._of(scope).values() for t in d.tables.values()]
+        return self._entities[scope].row_bytes + sum(table.row_bytes for table in tables)
+
+    def dump(self, scope: Scope, rows: Ints) -> SavedRows:
+        """The state of rows (k,)."""
+        return SavedRows(
+            rows.astype("<i4").tobytes(),
+            self._entities[scope].dump(rows),
+            {name: detector.dump(rows) for name, detector in self._of(scope).items()},
+            self._trees.dump(rows) if scope is Scope.ROOT and self._trees is not None else [],
+        )
+
+    def load(self, scope: Scope, saved: SavedRows, most: int, anew: Collection[str] = ()) -> Ints:
+        """Takes what `dump` gave into the same rows of an engine that has seen nothing yet; gives the rows.
+
+        What was saved by detectors that are not at work is left out; a detector that saved nothing begins anew.
+
+        Args:
+            most: Rows there are in all.
+            anew: Detectors whose saved state is not to be used.
+
+        Raises:
+            StateError: it is damaged, or of another version.
+        """
+        rows = np.frombuffer(saved.rows, "<i4").astype(np.int64)
+        if not len(rows) or rows[0] < 0 or rows[-1] >= most or (np.diff(rows) <= 0).any():
+            raise StateError("the numbers of saved rows are damaged")
+        self._entities[scope].load(rows, saved.entities)
+        for name, detector in self._of(scope).items():
+            detector.reserve(int(rows.max(initial=-1)) + 1)
+            page = None if name in anew else saved.detectors.get(name)
+            if page is None:
+                # Not `forget`: there a detector may learn from what ends.
+                for table in detector.tables.values():
+                    table.clear(rows)
+            else:
+                detector.load(rows, page)
+        if self._trees is not None and saved.trees:
+            self._trees.load(rows, saved.trees)
+        return rows
+
+    def _of(self, scope: Scope) -> dict[str, Detector]:
+        return {name: detector for name, detector in self._detectors.items() if detector.spec.scope is scope}
+
+    def time(self) -> SavedTime:
+        """What is known of the stream's time."""
+        latest = {scope.value: rows.tolist() for scope, rows in self._latest.items()}
+        return SavedTime(self._clock, self._tail.tolist(), latest)
+
+    def loaded(self, time: SavedTime) -> None:
+        """All rows have been loaded.
+
+        Raises:
+            StateError: the time is damaged.
+        """
+        if len(time.tail) != len(self._tail) or set(time.latest) != {scope.value for scope in self._entities}:
+            raise StateError("the saved time of the stream is damaged")
+        for scope, entities in self._entities.items():
+            entities.loaded()
+            if not all(0 <= row < entities.rows for row in time.latest[scope.value]):
+                raise StateError("the saved time of the stream is damaged")
+        self._clock, self._tail = time.clock, np.array(time.tail)
+        self._latest = {scope: np.array(time.latest[scope.value], np.int64) for scope in self._entities}
 
     def _turn_away(self, columns: Columns, which: Any, reason: Reason, detail: str, result: Result) -> None:
         for i in np.flatnonzero(which).tolist():
@@ -343,14 +442,80 @@ def _median_of_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats) -> Fl
 
 
 _SEEN, _FORGIVEN = 0, 1
+_WORN = 10_000
+
+Noted: TypeAlias = tuple[Hashes, NDArray[np.uint8]]
+"""Ids (n,), and what is known of each (n,)."""
 
 
-class _RecentIds:
-    """The latest event ids, by their hashes: at least `size` of them, at most twice as many."""
+class SavedRows(msgspec.Struct, array_like=True):
+    """State of rows of one scope.
+
+    Attributes:
+        rows: Their numbers, 32 bits each.
+        entities: Of the engine's own table.
+        detectors: Name -> page of `Detector.dump`.
+        trees: Of each row, where the scope is that of trees.
+    """
+
+    rows: bytes
+    entities: TablePage
+    detectors: dict[str, bytes]
+    trees: list[msgspec.Raw]
+
+
+class SavedTime(msgspec.Struct, array_like=True):
+    """The stream's clock, and what it is made of."""
+
+    clock: float
+    tail: list[float]
+    latest: dict[str, list[int]]
+
+
+class RecentIds:
+    """The latest ids, by their hashes: at least `size` of them, at most twice as many, in two generations.
+
+    Ids are only ever added to the young generation, so what is new since it was last saved is easily told.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._young, self._old = SlotMap(), SlotMap()
+        self.generation = 0
+        """Number of the young generation; the old one has the number before."""
+        self._new: dict[int, list[Noted]] = {}
+        self._noted: dict[int, int] = {}
+
+    def changed(self) -> dict[int, Noted]:
+        """Generation -> ids that it has gained, or knows otherwise, since this was asked before, in order."""
+        new, self._new = self._new, {}
+        return {
+            generation: (np.concatenate([ids for ids, _ in parts]), np.concatenate([what for _, what in parts]))
+            for generation, parts in new.items()
+        }
+
+    @property
+    def worn(self) -> bool:
+        """Whether what was told by `changed` is much more than what is known: ids were forgiven again and again."""
+        return max(self._noted.values(), default=0) > 3 * self._size + _WORN
+
+    def all_changed(self) -> None:
+        """All ids are to be saved anew."""
+        self._new, self._noted = {}, {}
+        for generation, slots in ((self.generation - 1, self._old), (self.generation, self._young)):
+            ids = slots.ids()
+            for what in (_SEEN, _FORGIVEN):
+                self._note(generation, ids[slots.find(ids) == what], what)
+
+    def load(self, generation: int, young: Noted, old: Noted) -> None:
+        """Takes in saved generations, before any id."""
+        self.generation = generation
+        self._young, self._old = SlotMap(), SlotMap()
+        for number, slots, (ids, what) in ((generation, self._young, young), (generation - 1, self._old, old)):
+            # Of an id that was noted several times the last one counts.
+            last, at = np.unique(ids[::-1], return_index=True)
+            slots.add(last, what[::-1][at].astype(np.int64))
+            self._noted[number] = len(ids)
 
     def add(self, ids: Hashes) -> Bools | None:
         """Remembers ids; (n,) true where an id was not known, or None if none was known."""
@@ -364,6 +529,9 @@ class _RecentIds:
             if len(self._young) >= self._size:
                 self._young, self._old = self._old, self._young
                 self._young.clear()
+                self.generation += 1
+                self._new.pop(self.generation - 2, None)
+                self._noted.pop(self.generation - 2, None)
         first = np.concatenate(parts) if parts else np.empty(0, bool)
         return None if first.all() else first
 
@@ -374,14 +542,22 @@ class _RecentIds:
         fresh, forgiven = ids[here & (young < 0)], ids[here & (young == _FORGIVEN)]
         self._young.add(fresh, np.full(len(fresh), _SEEN))
         self._young.put(forgiven, np.full(len(forgiven), _SEEN))
+        self._note(self.generation, fresh, _SEEN)
+        self._note(self.generation, forgiven, _SEEN)
         known: Bools = (young == _SEEN) | ((young < 0) & (old == _SEEN))
         return here & ~known
 
     def forgive(self, ids: Hashes) -> None:
         """Known ids that may come once more. They still count: where batches are cut must not matter."""
-        for generation in (self._young, self._old):
+        for generation, number in ((self._young, self.generation), (self._old, self.generation - 1)):
             there = ids[generation.find(ids) >= 0]
             generation.put(there, np.full(len(there), _FORGIVEN))
+            self._note(number, there, _FORGIVEN)
+
+    def _note(self, generation: int, ids: Hashes, what: int) -> None:
+        if len(ids):
+            self._new.setdefault(generation, []).append((ids, np.full(len(ids), what, np.uint8)))
+            self._noted[generation] = self._noted.get(generation, 0) + len(ids)
 
 
 class _Trees:
@@ -434,9 +610,10 @@ class _Trees:
         )
         age_of = dict(zip(roots.row[chosen].tolist(), self._of["age"][roots.row[chosen]].tolist(), strict=True))
         ages, owns = [], []
-        for i, row, new, run, what in events:
+        for i, row, new, name, what in events:
+            run = _short(name)
             if new:
-                self._depths[row] = {text("root_run_id", i): 0}
+                self._depths[row] = {_short(text("root_run_id", i)): 0}
                 age_of[row] += 1
             tree = self._depths[row]
             own = tree.get(run)
@@ -444,10 +621,10 @@ class _Trees:
                 # A run of unknown origin is no evidence of spawning: services put all their sessions
                 # under one root.
                 parent = text("parent_run_id", i)
-                own = tree[run] = tree.get(parent, 0) + 1
+                own = tree[run] = tree.get(_short(parent), 0) + 1
                 spawned[i] = bool(parent)
             depth[i] = own
-            child = text("to_run_id", i) if what in _REACHES else ""
+            child = _short(text("to_run_id", i)) if what in _REACHES else ""
             if child and child not in tree:
                 # Who is written to is set going, but handing on is no descent: it ends at the third level.
                 tree[child] = depth[i] = own + 1 if what == Kind.SPAWN else max(own, min(own + 1, _HANDED_ON))
@@ -472,3 +649,35 @@ class _Trees:
         known = rows[rows < self._of.rows]
         self._of["age"][known] += 1
         self._of["runs"][known] = 0
+
+    def dump(self, rows: Ints) -> list[msgspec.Raw]:
+        """The trees of these rows."""
+        return [msgspec.Raw(msgspec.msgpack.encode(self._depths.get(row))) for row in rows.tolist()]
+
+    def load(self, rows: Ints, saved: Sequence[msgspec.Raw]) -> None:
+        """Takes what `dump` gave.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        try:
+            trees = [_decode_tree(raw) for raw in saved]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StateError("a saved tree is damaged") from error
+        if len(trees) != len(rows):
+            raise StateError("saved trees are damaged: there are more or fewer than rows")
+        self._of.reserve(int(rows.max(initial=-1)) + 1)
+        self._of["runs"][rows] = [len(tree or ()) for tree in trees]
+        for row, tree in zip(rows.tolist(), trees, strict=True):
+            if tree is None:
+                self._depths.pop(row, None)
+            else:
+                self._depths[row] = tree
+
+
+def _short(run: str) -> str:
+    """The name of a run in its tree: with long ones the state of a tree would outgrow a record."""
+    return run if len(run) <= _NAME_CHARS else hashlib.blake2b(run.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+_decode_tree = msgspec.msgpack.Decoder(dict[str, int] | None).decode

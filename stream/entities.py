@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Table
+from detectors.base import Table, TablePage
 from detectors.rounds import changes
 from detectors.types import Bools, Entity, Floats, Hashes, Ints
 from stream.slots import SlotMap
@@ -38,6 +38,7 @@ class Entities:
                 "cost": (np.int64, 0),
             }
         )
+        self._changed = np.zeros(self._table.rows, bool)
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -69,8 +70,16 @@ class Entities:
         reused, self._free = self._free[:n], self._free[n:]
         new = np.arange(self._rows, self._rows + n - len(reused))
         self._rows += len(new)
+        self._reserve()
+        given = np.concatenate([reused, new])
+        self._changed[given] = True
+        return given
+
+    def _reserve(self) -> None:
         self._table.reserve(self._rows)
-        return np.concatenate([reused, new])
+        more = self._table.rows - len(self._changed)
+        if more > 0:
+            self._changed = np.concatenate([self._changed, np.zeros(more, bool)])
 
     def newest(self, rows: Ints, ts: Floats) -> Floats:
         """(n,) the newest event time each event's entity had seen before that event, s."""
@@ -98,11 +107,13 @@ class Entities:
         table["tokens"][latest] = total_tokens[last]
         table["cost"][latest] = total_cost[last]
         table["touched"][latest] = clocks[last] if isinstance(clocks, np.ndarray) else clocks
+        self._changed[latest] = True
         return Entity(rows, new, total_tokens, total_cost)
 
     def touch(self, rows: Ints, clock: float) -> None:
         """These entities are alive at `clock`, s."""
         self._table["touched"][rows] = clock
+        self._changed[rows] = True
 
     def sweep(self, clock: float) -> Ints:
         """Takes back the rows of entities that have been silent for twice their time to live.
@@ -118,7 +129,49 @@ class Entities:
         self._row_of.remove(self._table["id"][dead])
         self._free = np.concatenate([self._free, dead])
         self._table.clear(dead)
+        self._changed[unknown] = True
+        self._changed[dead] = True
         return dead
+
+    # ------------------------------------------------------------------------------ saved state
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._table.row_bytes
+
+    def changed(self) -> Ints:
+        """Rows that differ from what they were when this was asked before, ascending."""
+        rows = np.flatnonzero(self._changed)
+        self._changed[rows] = False
+        return rows
+
+    def all_changed(self) -> None:
+        """All rows are to be saved anew."""
+        self._changed[: self._rows] = True
+
+    def dump(self, rows: Ints) -> TablePage:
+        """These rows as plain data."""
+        return self._table.dump(rows)
+
+    def load(self, rows: Ints, page: TablePage) -> None:
+        """Takes a page of `dump` into the same rows, of a state that is as yet empty; `loaded` comes last.
+
+        Raises:
+            StateError: the page is damaged.
+        """
+        columns = self._table.decode(len(rows), page)
+        self._rows = max(self._rows, int(rows.max(initial=-1)) + 1)
+        self._reserve()
+        self._table.write(rows, columns)
+
+    def loaded(self) -> None:
+        """All rows are there: finds out which of them are free."""
+        ids = self._table["id"][: self._rows]
+        used = np.flatnonzero(ids)
+        self._row_of = SlotMap()
+        self._row_of.add(ids[used], used)
+        self._free = np.flatnonzero(ids == 0)
 
 
 class _Groups:

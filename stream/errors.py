@@ -31,6 +31,10 @@ class BrokerError(BurnfuseError):
     """Kafka cannot be reached or refuses what was asked."""
 
 
+class SavedStateError(BurnfuseError):
+    """Saved state cannot be used: it is of another version, of other settings, or damaged."""
+
+
 class RejectedShareError(BurnfuseError):
     """So many events are turned away that something else must be wrong; the worker stops.
 

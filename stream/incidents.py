@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
 from detectors.types import SEVERITIES, Finding, Scope, Severity
 from stream.settings import IncidentSettings
 
 State = Literal["open", "escalated", "resolved"]
+ChangeKind = Literal["opened", "updated", "escalated", "resolved"]
 
 _RESOLVED_KEPT = 500
 """Resolved incidents remembered, for findings that come late."""
@@ -54,8 +57,23 @@ class Incident:
 class Change:
     """Something that happened to an incident."""
 
-    kind: Literal["opened", "updated", "escalated", "resolved"]
+    kind: ChangeKind
     incident: Incident
+
+
+class SavedIncident(msgspec.Struct, array_like=True):
+    """An incident as it is remembered.
+
+    Attributes:
+        order: Incidents are remembered in this order.
+        source: Whose clock measures its quiet; None: it has been resolved.
+        seen_clock: That clock when the latest finding came, s.
+    """
+
+    incident: Incident
+    order: int
+    source: str | None = None
+    seen_clock: float = 0.0
 
 
 @dataclass(slots=True)
@@ -80,6 +98,9 @@ class Incidents:
         self._by_key: dict[tuple[str, ...], str] = {}
         self._resolved: OrderedDict[str, Incident] = OrderedDict()
         self._clocks: dict[str, float] = {}
+        self._order: dict[str, int] = {}
+        self._last = 0
+        self._changed: set[str] = set()
 
     @property
     def open(self) -> list[Incident]:
@@ -104,6 +125,7 @@ class Incidents:
             return []
         else:
             live.source, live.seen_clock = source, clock
+            self._changed.add(live.incident.id)
             changes = [self._extend(live, finding)]
         return self._absorb(changes[0]) if finding.scope is Scope.ROOT else changes
 
@@ -116,6 +138,7 @@ class Incidents:
                 continue
             if live.seen_clock == float("-inf"):  # found before the clock stood
                 live.seen_clock = clock
+                self._changed.add(live.incident.id)
             if clock - live.seen_clock >= self._settings.quiet_s:
                 quiet.append(live)
         return [self._resolve(live, ts=live.incident.last_ts + self._settings.quiet_s) for live in quiet]
@@ -128,6 +151,46 @@ class Incidents:
     def sources(self) -> set[str]:
         """Sources that open incidents wait for."""
         return {live.source for live in self._live.values()}
+
+    # ------------------------------------------------------------------------------ saved state
+
+    def _note(self, name: str) -> None:
+        self._last += 1
+        self._order[name] = self._last
+        self._changed.add(name)
+
+    @property
+    def clocks(self) -> dict[str, float]:
+        """Source -> its clock, s."""
+        return dict(self._clocks)
+
+    def changed(self) -> dict[str, SavedIncident | None]:
+        """Incidents that differ from what they were when this was asked before; None: no longer remembered."""
+        changed, self._changed = sorted(self._changed), set()
+        return {name: self._saved(name) for name in changed}
+
+    def all_changed(self) -> None:
+        """All incidents are to be saved anew."""
+        self._changed.update(self._order)
+
+    def _saved(self, name: str) -> SavedIncident | None:
+        if (live := self._live.get(name)) is not None:
+            return SavedIncident(live.incident, self._order[name], live.source, live.seen_clock)
+        past = self._resolved.get(name)
+        return None if past is None else SavedIncident(past, self._order[name])
+
+    def load(self, saved: Iterable[SavedIncident], clocks: dict[str, float]) -> None:
+        """Takes in what was remembered, before any finding."""
+        for one in sorted(saved, key=lambda one: one.order):
+            incident = one.incident
+            if one.source is None:
+                self._resolved[incident.id] = incident
+            else:
+                self._live[incident.id] = _Live(incident, one.source, one.seen_clock)
+                self._by_key |= dict.fromkeys(_own_keys(incident), incident.id)
+            self._order[incident.id] = one.order
+            self._last = max(self._last, one.order)
+        self._clocks = dict(clocks)
 
     def _at(self, source: str, clock: float) -> float:
         self._clocks[source] = clock = max(clock, self._clocks.get(source, float("-inf")))
@@ -155,6 +218,7 @@ class Incidents:
     def _append(self, past: Incident, finding: Finding) -> Change:
         """Adds to a resolved incident, which stays resolved."""
         self._resolved[past.id] = incident = self._with(past, finding)
+        self._changed.add(past.id)
         return Change("updated", incident)
 
     def _open(self, finding: Finding, clock: float, source: str) -> Change:
@@ -177,6 +241,7 @@ class Incidents:
             finding,
         )
         self._live[incident.id] = _Live(incident, source, clock)
+        self._note(incident.id)
         for key in _own_keys(incident):
             self._by_key[key] = incident.id
         return Change("opened", incident)
@@ -209,6 +274,7 @@ class Incidents:
     def _absorb(self, change: Change) -> list[Change]:
         """Inhibition: what is open about members of a spiral's root run becomes part of the spiral."""
         spiral = self._live[change.incident.id]
+        self._changed.add(change.incident.id)
         members = [
             live
             for live in self._live.values()
@@ -234,8 +300,11 @@ class Incidents:
         incident = replace(live.incident, state="resolved", ts=ts, merged_into=merged_into)
         del self._live[incident.id]
         self._resolved[incident.id] = incident
+        self._note(incident.id)
         if len(self._resolved) > _RESOLVED_KEPT:
-            self._resolved.popitem(last=False)
+            gone, _ = self._resolved.popitem(last=False)
+            self._changed.add(gone)
+            del self._order[gone]
         # Anew, because an older incident of the agent may have been behind this one.
         self._by_key = {key: name for name, live in self._live.items() for key in _own_keys(live.incident)}
         return Change("resolved", incident)

@@ -375,6 +375,30 @@ class KafkaSettings(Section):
         return self
 
 
+class StateSettings(Section):
+    """How the worker's state is saved on Kafka."""
+
+    checkpoint_s: float = setting(
+        3.0,
+        unit="s",
+        why="How often the state of a partition is saved; so much is done again after a crash, and what a save takes.",
+        source="with two seconds for saving and for the broker, a crash costs at most 5 s of replay",
+        gt=0,
+    )
+    standby: bool = Field(
+        default=False,
+        description="Follow the state of partitions that other workers have, to take them over within a moment; "
+        "takes memory for all of it.",
+    )
+    revoke_s: float = setting(
+        5.0,
+        unit="s",
+        why="Longest wait for states to be saved before partitions move; what could not be saved is done again.",
+        source="well within kafka.session_timeout_s, after which the group gives a silent worker up",
+        gt=0,
+    )
+
+
 class MetricsSettings(Section):
     """Health and metrics of the worker: /healthz, /readyz and /metrics (docs/metrics.md)."""
 
@@ -448,6 +472,7 @@ class Settings(Section):
     kafka: KafkaSettings = KafkaSettings()
     metrics: MetricsSettings = MetricsSettings()
     overload: OverloadSettings = OverloadSettings()
+    state: StateSettings = StateSettings()
     input: InputSettings = InputSettings()
     effective_tokens: EffectiveTokens = EffectiveTokens()
     prices: dict[str, ModelPrice] = Field(default={}, description="Own prices by model name.")

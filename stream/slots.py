@@ -43,6 +43,10 @@ class SlotMap:
             left, wanted, place = left[on], wanted[on], (place[on] + 1) & self._mask
         return rows
 
+    def ids(self) -> Hashes:
+        """All known ids, in no order."""
+        return self._ids[self._ids > _GONE]
+
     def add(self, ids: Hashes, rows: Ints) -> None:
         """Takes in (n,) ids, all different and none known, with their rows."""
         if 2 * (self._used + self._gone + len(ids)) > len(self._ids):

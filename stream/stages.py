@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,23 +18,40 @@ from detectors.base import FleetFigures
 from detectors.types import Scope
 from stream.clock import Clock
 from stream.columns import Columns, Packed
-from stream.engine import WATCH, Engine
+from stream.engine import WATCH, Engine, RecentIds
 from stream.errors import PackedRecordError
 from stream.incidents import Change, Incidents
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reason, Reject
 from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics
-from stream.sequencer import Sequencer
+from stream.sequencer import Position, Sequencer
 from stream.settings import IncidentSettings, KafkaSettings, Settings
 from stream.slots import SlotMap, first_of
+from stream.state import (
+    MANIFEST,
+    DetectManifest,
+    DetectState,
+    IncidentManifest,
+    IncidentState,
+    Origin,
+    Page,
+    Saved,
+    check_origin,
+    decode,
+    refuse_versions,
+    shapes,
+)
 from stream.text import LAST_SECOND, clean
-from stream.wire import decode_finding, encode_finding
+from stream.wire import decode_finding, encode_finding, incident_json
 
 _MAX_PACKED_BYTES = 900_000
 """Packed records are split below this; brokers take 1 MiB unless told otherwise."""
 
 _SILENT_S = 10.0
+
+_FINDINGS_KEPT = 1 << 16
+"""Findings remembered, at least, to know those that are sent again: seconds of the worst storm."""
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +71,9 @@ class Topics:
     calibration: str
     proposals: str
     kill_state: str
+    state_watch: str
+    state_graph: str
+    state_incidents: str
 
     @classmethod
     def of(cls, kafka: KafkaSettings) -> Topics:
@@ -68,6 +89,9 @@ class Topics:
             calibration=f"{p}.calibration",
             proposals=f"{p}.kill.proposals",
             kill_state=f"{p}.kill.state",
+            state_watch=f"{p}.state.watch",
+            state_graph=f"{p}.state.graph",
+            state_incidents=f"{p}.state.incidents",
         )
 
 
@@ -217,7 +241,7 @@ class DetectStage:
         clock: Clock,
         metrics: Metrics | None = None,
     ) -> None:
-        self._topics, self._name = topics, name
+        self._topics, self.name = topics, name
         self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
@@ -225,29 +249,66 @@ class DetectStage:
         self._clock = clock
         self._sequencer: Sequencer[Any] = Sequencer(clock, _SILENT_S)
         self._told_clock = float("-inf")
+        self._state = DetectState(self.engine, name)
 
     @property
     def waiting(self) -> int:
         """Events that wait for their turn."""
         return len(self._sequencer)
 
-    def forget_waiting(self) -> None:
-        """What waits was not acknowledged, and will be delivered again."""
-        self._sequencer = Sequencer(self._clock, _SILENT_S)
+    @property
+    def seen_before(self) -> int:
+        """Events that ingest sent again, after a crash."""
+        return self._sequencer.seen_before
 
-    def add(self, value: bytes, token: Any) -> Message | None:
-        """Takes a packed record in; a record nobody can read becomes a dead letter."""
+    @property
+    def position(self) -> Position:
+        """Where the partition's reader stands, as of the latest step."""
+        return self._sequencer.position
+
+    @property
+    def first(self) -> int:
+        """Offset from which on records must be read again, to get where the stage is."""
+        return self._sequencer.position.first
+
+    @property
+    def end(self) -> int:
+        """Offset of the first record that has not been taken in."""
+        return self._sequencer.position.end
+
+    def outgoing(self) -> list[Message]:
+        """Messages that go out with the next checkpoint: none, for findings cannot wait."""
+        return []
+
+    def read_again(self) -> None:
+        """The partition's records come again, from somewhere below `position.first` on."""
+        self._sequencer.resume(self._sequencer.position)
+
+    def add(self, value: bytes, token: Any, offset: int | None = None) -> Message | None:
+        """Takes a packed record in; a record nobody can read becomes a dead letter.
+
+        Args:
+            offset: The record's; one more than that of the record before if not given.
+        """
         try:
-            self.take(Packed.decode(value), token)
+            packed, letter = Packed.decode(value), None
         except PackedRecordError as error:
-            reject = Reject(Reason.MALFORMED, str(error), self._name, len(value))
+            reject = Reject(Reason.MALFORMED, str(error), self.name, len(value))
             self._metrics.rejected([reject])
-            return dead_letter(self._topics, reject, self._name)
-        return None
+            packed, letter = self._sequencer.nothing(), dead_letter(self._topics, reject, self.name)
+        self._sequencer.add(packed, token, offset)
+        return letter
 
-    def take(self, packed: Packed, token: Any) -> None:
-        """Takes events in."""
-        self._sequencer.add(packed, token)
+    def take(self, packed: Packed, token: Any, offset: int | None = None) -> None:
+        """Takes events of an input partition in.
+
+        Args:
+            offset: Of the latest record read there; None: there are no events, and only its progress is news.
+        """
+        if offset is None:
+            self._sequencer.hear(packed)
+        else:
+            self._sequencer.add(packed, token, offset, packed.columns.numbers["position"])
 
     def step(self) -> tuple[list[Message], list[Any]]:
         """Messages to send, and then the tokens of the records that are done."""
@@ -262,7 +323,7 @@ class DetectStage:
             Message(
                 self._topics.findings,
                 finding.root_run_id.encode(errors="replace"),
-                encode_finding(finding, float(result.clocks[at]), self._name),
+                encode_finding(finding, float(result.clocks[at]), self.name),
             )
             for finding, at in zip(result.findings, result.positions, strict=True)
         ]
@@ -275,12 +336,66 @@ class DetectStage:
         if not self.engine.clock > self._told_clock:
             return None
         self._told_clock = self.engine.clock
-        value = _encode({"type": "clock", "source": self._name, "clock": self.engine.clock})
+        value = _encode({"type": "clock", "source": self.name, "clock": self.engine.clock})
         return Message(self._topics.findings, None, value)
 
     def calibrate(self, figures: FleetFigures) -> None:
         """Gives the detectors new figures of the fleet."""
         self.engine.calibrate(figures)
+
+    # ------------------------------------------------------------------------------ saved state
+
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]:
+        """What has changed in the stage since the checkpoint before, as of the latest step.
+
+        Args:
+            everything: All of it, changed or not.
+        """
+        if everything:
+            self._state.save_all()
+        engine = self.engine
+
+        def manifest(number: int, shared: dict[str, int]) -> DetectManifest:
+            return DetectManifest(
+                origin=origin,
+                number=number,
+                at=self._clock.now(),
+                position=self._sequencer.position,
+                time=engine.time(),
+                detectors={name: detector.spec.version for name, detector in engine.detectors.items()},
+                shapes=shapes(engine),
+                rows={scope.value: engine.rows(scope) for scope in engine.scopes},
+                shared=shared,
+                generation=engine.seen.generation,
+                told_clock=self._told_clock,
+            )
+
+        return list(self._state.changes(manifest))
+
+    def restore(self, saved: Saved, origin: Origin) -> Iterator[int]:
+        """Takes a saved state, before any record; gives the bytes taken after each page.
+
+        Raises:
+            SavedStateError: it cannot be used.
+        """
+        value = saved.pages.get(MANIFEST)
+        if value is None:
+            return
+        manifest = decode(value, DetectManifest, self.name)
+        check_origin(manifest.origin, origin, self.name)
+        refuse_versions(manifest.detectors, self.engine, self.name)
+        anew = [name for name, shape in shapes(self.engine).items() if manifest.shapes.get(name, shape) != shape]
+        for name in anew:
+            log.warning("%s: detector %s begins anew, for its settings have changed", self.name, name)
+        taken = 0
+        for key, page in saved.pages.items():
+            if key != MANIFEST:
+                self._state.load(key, page, manifest, anew)
+            taken += len(page)
+            yield taken
+        self._state.finish(manifest, anew)
+        self._told_clock = manifest.told_clock
+        self._sequencer.resume(manifest.position)
 
 
 class _ClockRecord(msgspec.Struct, tag="clock"):
@@ -296,14 +411,41 @@ _kind = msgspec.json.Decoder(_ClockRecord | _FindingRecord)
 
 
 class IncidentStage:
-    """The findings topic to incidents."""
+    """The findings topic to incidents, and what is still to be done about them."""
 
-    def __init__(self, settings: IncidentSettings, topics: Topics, metrics: Metrics | None = None) -> None:
-        self._topics, self._metrics = topics, metrics or Metrics()
+    def __init__(
+        self, settings: IncidentSettings, topics: Topics, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
+        self._topics, self._clock, self._name = topics, clock, f"{topics.findings}/0"
+        self._metrics = metrics or Metrics()
         self.incidents = Incidents(settings)
+        self._seen = RecentIds(_FINDINGS_KEPT)
+        self._state = IncidentState(self.incidents, self._seen, self._name)
+        self._end = 0
+        self._outgoing: list[Message] = []
+        self.seen_before = 0
+        """Findings that were sent again, after a crash."""
 
-    def process(self, value: bytes) -> tuple[list[Change], Message | None]:
-        """What a record of the findings topic changes; a dead letter if nobody can read it."""
+    @property
+    def end(self) -> int:
+        """Offset of the first record that has not been taken in."""
+        return self._end
+
+    @property
+    def first(self) -> int:
+        """Offset from which on records must be read again: nothing waits here."""
+        return self._end
+
+    def process(self, value: bytes, offset: int | None = None) -> tuple[list[Change], Message | None]:
+        """What a record of the findings topic changes; a dead letter if nobody can read it.
+
+        Args:
+            offset: The record's; one more than that of the record before if not given.
+        """
+        offset = self._end if offset is None else offset
+        if offset < self._end:
+            return [], None
+        self._end = offset + 1
         try:
             kind = _kind.decode(value)
             if isinstance(kind, _ClockRecord):
@@ -314,4 +456,81 @@ class IncidentStage:
             reject = Reject(Reason.MALFORMED, detail, self._topics.findings, len(value))
             self._metrics.rejected([reject])
             return [], dead_letter(self._topics, reject, "incidents")
+        # What is found again after a crash has the same id.
+        name = int.from_bytes(hashlib.blake2b(finding.id.encode(), digest_size=8).digest(), "little")
+        if self._seen.add(np.array([max(name, 2)], np.uint64)) is not None:
+            self.seen_before += 1
+            return [], None
         return [*self.incidents.advance(clock, source), *self.incidents.add(finding, clock, source)], None
+
+    # ------------------------------------------------------------------------- what is to be done
+
+    def begin(self, change: Change, actions: Collection[str] = ()) -> int:
+        """Notes a change: it is to be told, and actions are to be taken on it until `finish`; gives its number.
+
+        Args:
+            actions: Names of the actions; if there are none, the number says nothing.
+        """
+        value = _encode(incident_json(change.incident) | {"change": change.kind})
+        self._outgoing.append(Message(self._topics.incidents, change.incident.id.encode(), value))
+        return self._state.begin(change, actions) if actions else 0
+
+    def outgoing(self) -> list[Message]:
+        """Changes that go out with the next checkpoint: they are told together with being saved, or not at all."""
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def read_again(self) -> None:
+        """The records come again; those that have been taken in are known."""
+
+    def finish(self, action: str, incident_id: str, upto: int, remembered: bytes) -> None:
+        """An action has told the changes of an incident up to this number.
+
+        Args:
+            remembered: What the action remembers of the incident from now on; nothing if empty.
+        """
+        self._state.finish(action, incident_id, upto, remembered)
+
+    @property
+    def pending(self) -> dict[int, Change]:
+        """Changes that have not been told by all actions, by number."""
+        return {number: Change(one.kind, one.incident) for number, one in self._state.pending.items()}
+
+    def again(self, actions: Collection[str]) -> dict[int, Change]:
+        """Changes that a process that is gone has left untold; these actions are to tell all of them."""
+        for number in list(self._state.pending):
+            self._state.left(number, actions)
+        return self.pending
+
+    @property
+    def remembered(self) -> list[tuple[str, str, bytes]]:
+        """What actions remember: name of the action, id of the incident, and what `finish` was told."""
+        return [(action, incident, value) for (action, incident), value in self._state.remembered.items()]
+
+    # ------------------------------------------------------------------------------ saved state
+
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]:
+        """What has changed since the checkpoint before."""
+        if everything:
+            self._state.save_all()
+        return list(self._state.changes(origin, self._clock.now(), self._end))
+
+    def restore(self, saved: Saved, origin: Origin) -> Iterator[int]:
+        """Takes a saved state, before any record; gives the bytes taken after each page.
+
+        Raises:
+            SavedStateError: it cannot be used.
+        """
+        value = saved.pages.get(MANIFEST)
+        if value is None:
+            return
+        manifest = decode(value, IncidentManifest, self._name)
+        check_origin(manifest.origin, origin, self._name)
+        taken = 0
+        for key, page in saved.pages.items():
+            if key != MANIFEST:
+                self._state.load(key, page)
+            taken += len(page)
+            yield taken
+        self._state.finish_loading(manifest)
+        self._end = manifest.end

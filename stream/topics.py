@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,13 @@ class TopicPlan:
     why: str
 
 
-def plans(kafka: KafkaSettings) -> list[TopicPlan]:
-    """All topics burnfuse needs."""
+def plans(kafka: KafkaSettings, *, keyed: bool = False, counts: Mapping[str, int] | None = None) -> list[TopicPlan]:
+    """All topics burnfuse needs.
+
+    Args:
+        keyed: The input topic is keyed by agent, so that its partitions have state.
+        counts: Partitions of the topics there are: a state topic has as many as the topic that it belongs to.
+    """
 
     def kept(days: int) -> dict[str, str]:
         return {"cleanup.policy": "delete", "retention.ms": str(days * _DAY_MS)}
@@ -48,6 +53,18 @@ def plans(kafka: KafkaSettings) -> list[TopicPlan]:
         "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": "16384",
     }
+    # Every worker that takes a partition over reads it from the start, so it must stay small. Workers come back
+    # within a day, or read it anew.
+    state = compacted | {
+        "segment.bytes": str(64 << 20),
+        "segment.ms": "600000",
+        "min.cleanable.dirty.ratio": "0.2",
+        "max.compaction.lag.ms": "1800000",
+        "delete.retention.ms": str(_DAY_MS),
+    }
+    counts = counts or {}
+    home, planned = (t.usage, kafka.input_partitions) if keyed else (t.events, kafka.partitions)
+    watched, graphed = counts.get(home, planned), counts.get(t.graph, kafka.partitions)
     return [
         TopicPlan(t.usage, kafka.input_partitions, kept(7), "usage events, any format, any key"),
         TopicPlan(t.events, kafka.partitions, kept(1), "packed events by agent"),
@@ -59,6 +76,9 @@ def plans(kafka: KafkaSettings) -> list[TopicPlan]:
         TopicPlan(t.calibration, 1, compacted, "each partition's share of the fleet's figures"),
         TopicPlan(t.proposals, 1, kept(7), "kill proposals"),
         TopicPlan(t.kill_state, 1, kill_state, "what must stop: read by agents"),
+        TopicPlan(t.state_watch, watched, state, "state of agents and runs"),
+        TopicPlan(t.state_graph, graphed, state, "state of trees"),
+        TopicPlan(t.state_incidents, 1, state, "incidents, and what was done about them"),
     ]
 
 
@@ -97,27 +117,31 @@ def layout(settings: Settings) -> dict[str, int]:
         raise BrokerError(f"topics are missing ({', '.join(missing)}): run `burnfuse topics` with this configuration")
     if counts[t.events] != counts[t.graph]:
         raise BrokerError(f"{t.events} and {t.graph} must have the same number of partitions")
+    for home, state in state_topics(settings).items():
+        if counts[state] != counts[home]:
+            raise BrokerError(
+                f"{state} has {counts[state]} partitions and {home} has {counts[home]}: "
+                f"delete {state} and run `burnfuse topics`, what is saved is of no use"
+            )
     return counts
+
+
+def state_topics(settings: Settings) -> dict[str, str]:
+    """Topic whose partitions have state -> the topic of that state."""
+    t = Topics.of(settings.kafka)
+    watched = t.usage if settings.input.keyed_by == "agent_id" else t.events
+    return {watched: t.state_watch, t.graph: t.state_graph, t.findings: t.state_incidents}
 
 
 def run(settings: Settings, *, check: bool, json: bool) -> bool:
     """Creates what is missing (or only checks), tells how the topics are; false if something is not as it should be."""
-    wanted = plans(settings.kafka)
+    keyed = settings.input.keyed_by == "agent_id"
     with admin(settings.kafka) as client:
         before = partition_counts(client)
+        wanted = plans(settings.kafka, keyed=keyed, counts=before)
         missing = [plan for plan in wanted if plan.name not in before]
         if missing and not check:
-            client.create_topics(
-                {
-                    plan.name: {
-                        "num_partitions": plan.partitions,
-                        "replication_factor": settings.kafka.replication,
-                        "configs": dict(plan.configs),
-                    }
-                    for plan in missing
-                },
-                wait_for_metadata=True,
-            )
+            create(client, settings.kafka, missing)
         counts = partition_counts(client)
         existing = [plan.name for plan in wanted if plan.name in counts]
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in existing]
@@ -136,7 +160,7 @@ def run(settings: Settings, *, check: bool, json: bool) -> bool:
                 for key, value in plan.configs.items()
                 if key == "cleanup.policy" and actual.get(key) != value
             ]
-            if counts[plan.name] != plan.partitions and plan.name in _single(settings.kafka):
+            if counts[plan.name] != plan.partitions and plan.name in _fixed(settings):
                 wrong.append(f"has {counts[plan.name]} partitions, should have {plan.partitions}")
             state, fine = ("; ".join(wrong), False) if wrong else ("fine", True)
         rows.append((plan, counts.get(plan.name), state, fine))
@@ -144,9 +168,24 @@ def run(settings: Settings, *, check: bool, json: bool) -> bool:
     return all(fine for *_, fine in rows)
 
 
-def _single(kafka: KafkaSettings) -> set[str]:
-    t = Topics.of(kafka)
-    return {t.findings, t.incidents, t.calibration, t.proposals, t.kill_state}
+def create(client: Any, kafka: KafkaSettings, wanted: Iterable[TopicPlan]) -> None:
+    """Creates topics that are not there."""
+    client.create_topics(
+        {
+            plan.name: {
+                "num_partitions": plan.partitions,
+                "replication_factor": kafka.replication,
+                "configs": dict(plan.configs),
+            }
+            for plan in wanted
+        },
+        wait_for_metadata=True,
+    )
+
+
+def _fixed(settings: Settings) -> set[str]:
+    t = Topics.of(settings.kafka)
+    return {t.findings, t.incidents, t.calibration, t.proposals, t.kill_state, *state_topics(settings).values()}
 
 
 def _show(rows: list[tuple[TopicPlan, int | None, str, bool]], json: bool) -> None:

@@ -1,4 +1,4 @@
-"""A local Slack: speaks chat.postMessage and chat.update as the Web API does, and misbehaves when told to."""
+"""A local Slack: speaks what is needed of the Web API as Slack does, and misbehaves when told to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 from aiohttp import web
+
+CHANNEL = "C024BE91L"
+"""Id of the one channel that the bot is in."""
 
 
 class Answer(NamedTuple):
@@ -48,6 +51,7 @@ class SlackServer:
         self.answers: deque[Answer] = deque()
         self.messages: dict[str, dict[str, Any]] = {}
         """What people see in the channel: time stamp -> the latest content."""
+        self.channel = "agent-alerts"
         self.url = ""
         self._closing = asyncio.Event()
 
@@ -58,7 +62,8 @@ class SlackServer:
     async def handle(self, request: web.Request) -> web.Response:
         form = await request.read()
         arguments = json.loads(form) if request.content_type == "application/json" else dict(await request.post())
-        for name in ("blocks",):
+        arguments |= dict(request.query)
+        for name in ("blocks", "metadata"):
             if isinstance(arguments.get(name), str):
                 arguments[name] = json.loads(arguments[name])
         method = request.match_info["method"]
@@ -76,17 +81,30 @@ class SlackServer:
         return web.json_response(reply, status=answer.status, headers=answer.headers)
 
     def _take(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if method == "conversations.list":
+            return {
+                "ok": True,
+                "channels": [{"id": "C0OTHER00", "name": "other"}, {"id": CHANNEL, "name": self.channel}],
+            }
+        if method == "conversations.history":
+            if arguments["channel"] != CHANNEL:
+                return {"ok": False, "error": "channel_not_found"}
+            newest = sorted(self.messages.items(), reverse=True)
+            start, limit = int(arguments.get("cursor") or 0), int(arguments["limit"])
+            page = [{"ts": ts} | message for ts, message in newest[start : start + limit]]
+            more = str(start + limit) if start + limit < len(newest) else ""
+            return {"ok": True, "messages": page, "response_metadata": {"next_cursor": more}}
         if method == "chat.postMessage":
             ts = f"{1_750_000_000 + len(self.messages)}.000100"
         elif method == "chat.update":
             ts = arguments["ts"]
-            if ts not in self.messages or arguments["channel"] != "C024BE91L":
+            if ts not in self.messages or arguments["channel"] != CHANNEL:
                 return {"ok": False, "error": "message_not_found"}
         else:
             return {"ok": False, "error": "unknown_method"}
         self.messages[ts] = arguments
         # Names of channels become ids, which chat.update insists on.
-        return {"ok": True, "channel": "C024BE91L", "ts": ts, "message": {"text": arguments.get("text", "")}}
+        return {"ok": True, "channel": CHANNEL, "ts": ts, "message": {"text": arguments.get("text", "")}}
 
 
 @asynccontextmanager
@@ -95,6 +113,7 @@ async def slack_server() -> AsyncIterator[SlackServer]:
     server = SlackServer()
     app = web.Application()
     app.router.add_post("/api/{method}", server.handle)
+    app.router.add_get("/api/{method}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

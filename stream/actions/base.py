@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,6 +73,20 @@ class Tools:
     """Name of a secret -> its value, if it is set."""
     proposals_topic: str = "bf.kill.proposals"
     """Where kill proposals go."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An action that must know later what it has done about an incident, in whichever process."""
+
+    def remembered(self, incident_id: str) -> bytes:
+        """What it knows of an incident, to be saved; nothing if empty."""
+
+    def remember(self, incident_id: str, saved: bytes) -> None:
+        """Takes what `remembered` gave in another process; what cannot be read is left out."""
+
+    def doubt(self, incident_id: str) -> None:
+        """A process that is gone may have acted on the incident, and what it did may not have been saved."""
 
 
 class Action(Protocol):

@@ -71,6 +71,15 @@ class Kill:
             raise
         return Sent(key)
 
+    def remembered(self, incident_id: str) -> bytes:
+        return b"proposed" if incident_id in self._proposed else b""
+
+    def remember(self, incident_id: str, saved: bytes) -> None:
+        self._proposed.add(incident_id)
+
+    def doubt(self, incident_id: str) -> None:
+        """A proposal that comes twice has the same `command_id`."""
+
     async def close(self) -> None:
         """Nothing is held open."""
 

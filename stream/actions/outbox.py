@@ -30,6 +30,7 @@ class Outbox:
 
     Args:
         pause_s: Least time between two calls that did something, s.
+        told: Called with an incident's id and the number of its latest change when the action is done with it.
         sleep: Waits; another one for tests.
     """
 
@@ -39,10 +40,13 @@ class Outbox:
         pause_s: float,
         clock: Clock,
         metrics: Metrics,
+        told: Callable[[Outbox, str, int], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         most: int = MOST_WAITING,
     ) -> None:
-        self._action, self._pause_s, self._clock, self._metrics = action, pause_s, clock, metrics
+        self.action, self._action = action, action
+        self._pause_s, self._clock, self._metrics, self._on_told = pause_s, clock, metrics, told
+        self._numbers: dict[str, int] = {}
         self._sleep, self._most = sleep, most
         self._waiting: dict[str, Incident] = {}
         self._urgent: set[str] = set()
@@ -52,11 +56,13 @@ class Outbox:
         self._down_since: float | None = None
         self._told = 0.0
 
-    def put(self, change: Change) -> None:
-        """Takes a change of an incident; never waits."""
+    def put(self, change: Change, number: int = 0) -> None:
+        """Takes a change of an incident, and its number; never waits."""
         incident = change.incident
+        self._numbers[incident.id] = number
         before = self._waiting.get(incident.id)
         if before is None and incident.state == "resolved" and change.kind != "resolved":
+            self._done(incident)
             return  # a late finding of an incident that is over and was told
         if before is not None:
             self._count(before, "coalesced")
@@ -70,6 +76,23 @@ class Outbox:
         self._changed()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
+
+    def clear(self) -> None:
+        """Nothing is to be told any more: others do it."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._waiting.clear()
+        self._urgent.clear()
+        self._numbers.clear()
+        self._changed()
+
+    def _done(self, incident: Incident) -> None:
+        if incident.id in self._waiting:
+            return
+        number = self._numbers.pop(incident.id, 0)
+        if self._on_told is not None and number:
+            self._on_told(self, incident.id, number)
 
     async def close(self, within_s: float) -> None:
         """Waits for what can be told within so long; what is left is logged."""
@@ -106,6 +129,7 @@ class Outbox:
                 self._is_up()
             if incident.id not in self._waiting:
                 self._urgent.discard(incident.id)
+            self._done(incident)
             self._changed()
             if isinstance(outcome, Sent) and self._pause_s:
                 await self._sleep(self._pause_s)
@@ -128,6 +152,7 @@ class Outbox:
         dropped = self._waiting.pop(chosen)
         self._urgent.discard(chosen)
         self._count(dropped, "dropped")
+        self._done(dropped)
         log.error(
             "%d incidents wait for %s: %s is not told (it is on the incidents topic)",
             self._most,

@@ -8,6 +8,7 @@ import re
 from typing import Any, ClassVar
 
 import aiohttp
+import msgspec
 from pydantic import Field
 from slack_sdk.errors import SlackApiError, SlackRequestError
 from slack_sdk.web.async_client import AsyncWebClient
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 _SIGN = {"warning": ":warning:", "critical": ":rotating_light:"}
 _TEXT_CHARS, _FIELD_CHARS = 2800, 1900  # Slack takes 3,000 and 2,000; our own words need the rest
+_EVENT = "burnfuse_incident"
+"""Type of the metadata of messages; it tells them apart from those of others."""
+_PAGE, _PAGES = 200, 5
+"""The latest 1,000 messages of the channel are looked through."""
 _OVER_KEPT = 1000
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -56,7 +61,10 @@ class SlackConfig(ActionConfig):
 class Slack:
     """Posts a message when an incident opens and edits it when it escalates, goes on or is resolved.
 
-    The token comes from BURNFUSE_SLACK_TOKEN (scope chat:write).
+    The token comes from BURNFUSE_SLACK_TOKEN (scope chat:write). Each message carries its incident's id as metadata:
+    where a crash or a lost answer leaves it open whether a message was posted, the channel's latest messages are
+    looked through first (scopes channels:history and channels:read; groups:... for private channels). Without
+    these scopes the message is posted again.
     """
 
     name: ClassVar[str] = "slack"
@@ -73,8 +81,30 @@ class Slack:
         # Without retry handlers: the SDK's own one posts twice when an answer is lost.
         self._client = AsyncWebClient(token, base_url=base_url, timeout=config.timeout_s, retry_handlers=[])
         self._messages: dict[str, _Message] = {}
+        self._channel = config.channel if re.fullmatch(r"[CGD][A-Z0-9]{6,}", config.channel) else ""
+        """Id of the channel, once it is known."""
+        self._told_scopes = False
+
         self._over: dict[str, None] = {}
         """Incidents that are over and told, the latest of them."""
+
+    def remembered(self, incident_id: str) -> bytes:
+        message = self._messages.get(incident_id)
+        if message is None or message.ts is None:
+            return b""
+        return msgspec.msgpack.encode((message.channel, message.ts, message.shown))
+
+    def remember(self, incident_id: str, saved: bytes) -> None:
+        message = self._messages[incident_id] = _Message()
+        try:
+            message.channel, message.ts, message.shown = _decode_saved(saved)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            log.warning("what is saved of the Slack message of incident %s cannot be read", incident_id)
+            message.unsure = True
+        self._channel = message.channel or self._channel
+
+    def doubt(self, incident_id: str) -> None:
+        self._messages.setdefault(incident_id, _Message()).unsure = True
 
     async def execute(self, incident: Incident) -> Outcome:
         message = self._messages.setdefault(incident.id, _Message())
@@ -101,24 +131,81 @@ class Slack:
             "parse": "none",  # where it is not said, chat.update looks for mentions
             "unfurl_links": False,
             "unfurl_media": False,
+            "metadata": {"event_type": _EVENT, "event_payload": {"incident_id": incident.id}},
         }
+        posting = False
         try:
+            if message.ts is None and message.unsure:
+                await self._look_for(incident.id, message)
             if message.ts is None:
                 # What came and went while Slack was down is told all the same.
                 if incident.merged_into is not None or incident.id in self._over:
                     return Skipped("it has no message, and is told elsewhere or was told before")
+                posting = message.unsure = True  # until the answer is here
                 answer = await self._client.chat_postMessage(channel=self._config.channel, **content)
-                message.channel, message.ts = answer["channel"], answer["ts"]
+                message.channel, message.ts, message.unsure = answer["channel"], answer["ts"], False
+                self._channel = answer["channel"]
             else:
                 content.pop("unfurl_links")
                 content.pop("unfurl_media")
                 await self._client.chat_update(channel=message.channel or "", ts=message.ts, **content)
         except SlackApiError as error:
-            return _classify(error)
+            outcome = _classify(error)
+            if posting and (isinstance(outcome, Failed) or _slow_down(error)):
+                message.unsure = False  # it said no
+            return outcome
         except (TimeoutError, aiohttp.ClientError, SlackRequestError) as error:
             return Retry(2.0, f"Slack cannot be reached ({type(error).__name__})")
         message.shown, message.sent_at = shown, now
         return Sent(message.ts or "")
+
+    async def _look_for(self, incident_id: str, message: _Message) -> None:
+        """Finds the incident's message among the channel's latest, if it was posted."""
+        try:
+            if not self._channel:
+                self._channel = await self._channel_id()
+            cursor = ""
+            for _ in range(_PAGES if self._channel else 0):
+                answer = await self._client.conversations_history(
+                    channel=self._channel, include_all_metadata=True, limit=_PAGE, cursor=cursor or None
+                )
+                for found in answer["messages"]:
+                    metadata = found.get("metadata") or {}
+                    payload = metadata.get("event_payload") or {}
+                    if metadata.get("event_type") == _EVENT and payload.get("incident_id") == incident_id:
+                        message.channel, message.ts, message.unsure = self._channel, found["ts"], False
+                        return
+                cursor = (answer.get("response_metadata") or {}).get("next_cursor") or ""
+                if not cursor:
+                    break
+        except SlackApiError as error:
+            if not isinstance(outcome := _classify(error), Failed):
+                raise
+            if not self._told_scopes:
+                self._told_scopes = True
+                log.warning(
+                    "cannot look whether a message was posted before a crash, so it may be there twice (%s): "
+                    "give the bot the scopes channels:history and channels:read",
+                    outcome.reason,
+                )
+        message.unsure = False
+
+    async def _channel_id(self) -> str:
+        name, cursor = self._config.channel.removeprefix("#"), ""
+        for _ in range(_PAGES):
+            answer = await self._client.conversations_list(
+                types="public_channel,private_channel", exclude_archived=True, limit=1000, cursor=cursor or None
+            )
+            for channel in answer["channels"]:
+                if channel["name"] == name:
+                    return str(channel["id"])
+            cursor = (answer.get("response_metadata") or {}).get("next_cursor") or ""
+            if not cursor:
+                break
+        return ""
+
+
+_decode_saved = msgspec.msgpack.Decoder(tuple[str | None, str, tuple[str, str] | None]).decode
 
 
 class _Message:
@@ -130,6 +217,8 @@ class _Message:
         self.ts: str | None = None
         self.shown: tuple[str, str] | None = None
         self.sent_at = float("-inf")
+        self.unsure = False
+        """It may have been posted, though its time stamp is not known."""
 
 
 def _classify(error: SlackApiError) -> Outcome:
@@ -138,11 +227,17 @@ def _classify(error: SlackApiError) -> Outcome:
         return Retry(2.0, "Slack's answer cannot be read")
     status = error.response.status_code
     code = data.get("error", "") if isinstance(data, dict) else ""
-    if status == 429 or code in ("ratelimited", "rate_limited"):
+    if _slow_down(error):
         return Retry(float(error.response.headers.get("Retry-After", 1)), "Slack asks to slow down")
     if status >= 500 or code in ("internal_error", "fatal_error", "service_unavailable", "request_timeout"):
         return Retry(2.0, f"Slack has a problem ({code or status})")
     return Failed(f"Slack refuses: {code or status}")
+
+
+def _slow_down(error: SlackApiError) -> bool:
+    data = getattr(error.response, "data", None)
+    code = data.get("error", "") if isinstance(data, dict) else ""
+    return data is not None and (error.response.status_code == 429 or code in ("ratelimited", "rate_limited"))
 
 
 def text(incident: Incident) -> str:

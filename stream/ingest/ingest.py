@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words
+from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words, items
 from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
@@ -273,6 +273,7 @@ class Ingest:
             "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
+            "item": items(*np.array([(record.source, record.position) for record in origins], np.int64).T),
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }

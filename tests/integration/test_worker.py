@@ -233,37 +233,6 @@ def test_a_failing_stage_stops_the_worker_and_loses_nothing(broker: str, topic_p
     assert not consumed(broker, group, [usage])
 
 
-def test_partitions_that_stay_at_a_rebalance_keep_their_state(broker: str, topic_prefix: str, tmp_path: Path) -> None:
-    prefix = topic_prefix.rstrip(".")
-    config, usage, group = tmp_path / "burnfuse.yaml", f"{prefix}-usage", f"{prefix}-app"
-    kafka = {"bootstrap_servers": [broker], "prefix": prefix, "input_topic": usage, "app_id": group, "partitions": 4}
-    config.write_text(yaml.safe_dump({"kafka": kafka}))
-    burnfuse("topics", "--config", str(config))
-    producer = KafkaProducer(bootstrap_servers=broker)
-
-    def call(n: int) -> None:
-        """The n-th identical call of each of 32 agents; the third is a loop."""
-        for agent in range(32):
-            event = {"event_id": f"{agent}-{n}", "agent_id": f"a{agent}", "ts": 1_790_000_000.0 + n, "kind": "tool",
-                     "tool": "t", "args": {}, "result": "same"}  # fmt: skip
-            producer.send(usage, key=event["agent_id"].encode(), value=json.dumps(event).encode())  # type: ignore[attr-defined]
-        producer.flush()
-
-    inner = [usage, f"{prefix}.events"]
-    with worker(config, TOKEN) as first:
-        for n in range(2):
-            call(n)
-        wait_for("two calls", lambda: consumed(broker, group, inner), first)
-        with worker(config, TOKEN) as second:
-            assert second.stdout is not None
-            wait_for("the rebalance", lambda: sharing(broker, group) == 2, second)
-            call(2)
-            wait_for("the third call", lambda: consumed(broker, group, inner), second)
-            found = findings(values(broker, f"{prefix}.findings"))
-    # What moved to the second worker was blank there; what stayed was not.
-    assert 1 <= len(found) < 32
-
-
 def sharing(broker: str, group: str) -> int:
     """How many workers share a group's partitions; 0 while they are being shared out."""
     admin = KafkaAdminClient(bootstrap_servers=broker)

@@ -20,9 +20,9 @@ from streams import command, encode, finished, good, loop, process_of, text
 from burnfuse.event import UsageEvent
 from stream.cli import command_names
 
-CONFIG_COMMANDS = ["config check", "config schema", "config show"]
-DLQ_COMMANDS = ["dlq list", "dlq replay"]
-LEAVES = [name for name in command_names() if name not in ("config", "dlq")] + CONFIG_COMMANDS + DLQ_COMMANDS
+GROUPS = ("config", "dlq", "state")
+IN_GROUPS = ["config check", "config schema", "config show", "dlq list", "dlq replay", "state show", "state reset"]
+LEAVES = [name for name in command_names() if name not in GROUPS] + IN_GROUPS
 
 
 @pytest.fixture(name="events")

@@ -112,7 +112,7 @@ def changed(at: int, value: Any) -> bytes:
         (ENCODED[:-1], "damaged"),
         (ENCODED + b"\0", "damaged"),
         (msgspec.msgpack.encode(fields()[:-1]), "damaged"),
-        (changed(0, 3), "format 3, this worker reads 4; run the same version of burnfuse on all workers"),
+        (changed(0, 4), "format 4, this worker reads 5; run the same version of burnfuse on all workers"),
         (changed(0, "1"), "damaged"),
         (changed(1, {"a": 1}), "damaged"),
         (changed(3, fields()[3][:-1]), "damaged"),

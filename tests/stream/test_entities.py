@@ -163,3 +163,22 @@ def test_sweeps_change_nothing_for_events_in_order(steps: list[tuple[str, float,
         if sweeps:
             swept.sweep(at)
         assert view(swept, [(key, at, 1)])[0][1:] == view(unswept, [(key, at, 1)])[0][1:]
+
+
+# ------------------------------------------------------------------------------------ saved state
+
+
+def test_what_was_saved_is_what_goes_on_and_only_changes_are_told() -> None:
+    entities = Entities(TTL)
+    view(entities, [("a", 1.0, 5), ("b", 2.0, 6)], clock=1.0)
+    assert entities.changed().tolist() == [0, 1]
+    assert entities.changed().tolist() == []
+    view(entities, [("b", 3.0, 1)], clock=500.0)
+    entities.touch(np.array([1]), 500.0)
+    assert entities.sweep(500.0).tolist() == [0]
+    assert entities.changed().tolist() == [0, 1]  # one has died
+    again = Entities(TTL)
+    again.load(np.array([1, 0]), entities.dump(np.array([1, 0])))
+    again.loaded()
+    assert (len(again), again.rows, again.find(ids(["a", "b"])).tolist()) == (1, 2, [-1, 1])
+    assert view(again, [("b", 4.0, 1), ("c", 1.0, 2)]) == view(entities, [("b", 4.0, 1), ("c", 1.0, 2)])

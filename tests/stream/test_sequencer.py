@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 
 from stream.clock import ManualClock
@@ -7,12 +9,14 @@ from stream.columns import NUMBERS, TEXTS, Columns, Packed
 from stream.sequencer import Sequencer
 
 SILENT_S = 10.0
+_positions = count(1)
 
 
 def events(*rows: tuple[str, int, int]) -> Columns:
     """Columns of (id, source partition, log_ms)."""
     texts = {name: [""] * len(rows) for name in TEXTS} | {"event_id": [row[0] for row in rows]}
     numbers = {name: np.zeros(len(rows), dtype) for name, dtype in NUMBERS.items()}
+    numbers["position"][:] = [next(_positions) for _ in rows]
     numbers["source"][:] = [row[1] for row in rows]
     numbers["log_ms"][:] = [row[2] for row in rows]
     return Columns(texts, numbers)

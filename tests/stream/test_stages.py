@@ -81,7 +81,7 @@ def test_a_damaged_inner_record_becomes_a_dead_letter() -> None:
     assert letter is not None
     assert letter.topic == TOPICS.dead
     assert json.loads(letter.value)["reason"] == "malformed"
-    assert stage.step() == ([], [])
+    assert stage.step() == ([], ["token"])
 
 
 def test_late_events_and_duplicates_become_dead_letters_once() -> None:
@@ -115,7 +115,7 @@ def test_a_finding_survives_its_topic() -> None:
 
 
 def test_incidents_come_from_findings_and_end_with_their_partitions_clock() -> None:
-    stage = IncidentStage(SETTINGS.incidents, TOPICS)
+    stage = IncidentStage(SETTINGS.incidents, TOPICS, CLOCK)
     changes, letter = stage.process(encode_finding(finding(), 100.0, "bf.events/0"))
     assert ([c.kind for c in changes], letter) == (["opened"], None)
     # The clock of another partition says nothing about this one.
@@ -127,7 +127,7 @@ def test_incidents_come_from_findings_and_end_with_their_partitions_clock() -> N
 
 
 def test_a_damaged_finding_becomes_a_dead_letter() -> None:
-    stage = IncidentStage(SETTINGS.incidents, TOPICS)
+    stage = IncidentStage(SETTINGS.incidents, TOPICS, CLOCK)
     for value in (b"", b"{", b"[]", b'{"type": "finding"}', b'{"type": "else"}', b"[" * 5000):
         changes, letter = stage.process(value)
         assert changes == []

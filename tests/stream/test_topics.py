@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from kafka import KafkaAdminClient
@@ -60,6 +61,17 @@ def test_all_topics_have_a_purpose_and_the_configured_names() -> None:
     wanted = plans(KafkaSettings(prefix="x", input_topic="in", partitions=5, input_partitions=7))
     assert {plan.name: plan.partitions for plan in wanted} | {} == {
         "in": 7, "x.events": 5, "x.graph": 5, "x.findings": 1, "x.incidents": 1, "x.dead": 1, "x.calibration": 1,
-        "x.kill.proposals": 1, "x.kill.state": 1,
+        "x.kill.proposals": 1, "x.kill.state": 1, "x.state.watch": 5, "x.state.graph": 5, "x.state.incidents": 1,
     }  # fmt: skip
     assert all(plan.why for plan in wanted)
+
+
+def test_a_state_topic_has_as_many_partitions_as_the_topic_that_it_belongs_to() -> None:
+    kafka = KafkaSettings(prefix="x", input_topic="in", partitions=5, input_partitions=7)
+
+    def watched(**given: Any) -> int:
+        return next(plan.partitions for plan in plans(kafka, **given) if plan.name == "x.state.watch")
+
+    assert watched(keyed=True) == 7
+    assert watched(keyed=True, counts={"in": 9}) == 9
+    assert watched(counts={"in": 9, "x.events": 6}) == 6

@@ -196,7 +196,9 @@ def test_what_may_pass_is_tried_again(answer: Answer, outcome: Retry) -> None:
         server.answers.append(answer)
         assert await slack.execute(ESCALATED) == outcome
         assert isinstance(await slack.execute(ESCALATED), Sent)
-        assert server.methods == ["chat.postMessage"] * 2 + ["chat.update"] * 2
+        # Where it is not clear whether the message was posted, it is looked for first.
+        said = [method for method in server.methods if method.startswith("chat.")]
+        assert said == ["chat.postMessage"] * 2 + ["chat.update"] * 2
 
     with_slack(use)
 
@@ -364,3 +366,100 @@ def test_what_is_cut_says_so() -> None:
     assert told.endswith("x…")
     assert text(replace(OPEN, title="&" * 5000)).endswith("&amp;…")
     assert "…" not in text(replace(OPEN, title="x" * 2800))
+
+
+# ------------------------------------------------------------------------- after a crash of the worker
+
+
+def another(server: SlackServer, clock: ManualClock, **config: Any) -> Slack:
+    """The action in a process that goes on after one that is gone."""
+    return Slack(SlackConfig(enabled=True, base_url=server.url, **config), tools(clock))
+
+
+def test_whoever_goes_on_edits_the_message_that_is_remembered() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        await slack.execute(OPEN)
+        after = another(server, clock)
+        after.remember(OPEN.id, slack.remembered(OPEN.id))
+        await after.execute(ESCALATED)
+        assert after.remembered(OPEN.id) != slack.remembered(OPEN.id)
+        await after.execute(RESOLVED)
+        assert server.methods == ["chat.postMessage", "chat.update", "chat.update"]
+        assert after.remembered(OPEN.id) == b""
+
+    with_slack(use)
+
+
+@pytest.mark.parametrize("channel", ["#agent-alerts", "C024BE91L"])
+def test_a_message_that_was_posted_but_not_remembered_is_found_and_edited(channel: str) -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        await slack.execute(OPEN)
+        for i in range(250):  # it lies further back than a page
+            await slack.execute(replace(OPEN, id=f"i-other-{i}"))
+        after = another(server, clock, channel=channel)
+        after.doubt(OPEN.id)
+        assert await after.execute(ESCALATED) == Sent("1750000000.000100")
+        assert server.methods[251:] == ["conversations.list"] * (channel[0] == "#") + [
+            "conversations.history",
+            "conversations.history",
+            "chat.update",
+        ]
+        assert len(server.messages) == 251
+
+    with_slack(use)
+
+
+def test_a_message_that_was_not_posted_is_posted_after_a_look() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        slack.doubt(OPEN.id)
+        await slack.execute(OPEN)
+        await slack.execute(RESOLVED)
+        assert server.methods == ["conversations.list", "conversations.history", "chat.postMessage", "chat.update"]
+
+    with_slack(use)
+
+
+def test_an_answer_that_was_lost_leads_to_a_look_and_not_to_a_second_message() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        server.answers.append(Answer(late=True))
+        assert isinstance(await slack.execute(OPEN), Retry)
+        assert await slack.execute(OPEN) == Sent("1750000000.000100")
+        assert len(server.messages) == 1
+
+    with_slack(use, timeout_s=1)
+
+
+def test_without_the_right_to_look_the_message_is_posted_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        for name in ("i-1", "i-2"):
+            slack.doubt(name)
+            server.answers.append(Answer(error="missing_scope"))
+            assert isinstance(await slack.execute(replace(OPEN, id=name)), Sent)
+        assert server.methods.count("chat.postMessage") == 2
+
+    with_slack(use)
+    assert [("channels:history" in message) for message in caplog.messages] == [True]
+
+
+def test_a_look_that_has_to_wait_is_tried_again() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        slack.doubt(OPEN.id)
+        server.answers.append(Answer(429, error="ratelimited", headers={"Retry-After": "3"}))
+        assert await slack.execute(OPEN) == Retry(3.0, "Slack asks to slow down")
+        assert isinstance(await slack.execute(OPEN), Sent)
+        assert "conversations.history" in server.methods
+
+    with_slack(use)
+
+
+def test_a_saved_message_that_cannot_be_read_is_looked_for() -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        await slack.execute(OPEN)
+        after = another(server, clock)
+        after.remember(OPEN.id, b"\xc1")
+        await after.execute(ESCALATED)
+        assert server.methods.count("chat.postMessage") == 1
+
+    with_slack(use)

@@ -1,0 +1,437 @@
+"""Saved state on Kafka: each partition of a state topic is the log of one stage's state.
+
+A checkpoint is one Kafka transaction, so a reader (read_committed) sees all of it or nothing, and compaction never
+takes away a page that counts. The transactional id belongs to the partition of the state topic: whoever begins to
+write there fences whoever wrote before. A process that has lost a partition without having heard of it can neither
+save nor tell incidents any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+
+from stream.clock import Clock
+from stream.connection import for_aiokafka
+from stream.errors import SavedStateError
+from stream.settings import KafkaSettings
+from stream.stages import Message
+from stream.state import Origin, Page, Saved
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 4
+"""So many partitions are restored, and so many saved, at once."""
+_FETCH_BYTES = 8 << 20
+_TELL_S = 5.0
+"""How often a restore tells how far it is, s."""
+_TAKE_BACK_S = 15.0
+"""After so long a partition that another process has taken, but that is still given to this one, is restored, s."""
+_STOP_S = 5.0
+
+Place = tuple[str, int]
+"""Topic and partition that a stage reads."""
+
+
+class FencedError(Exception):
+    """Another process writes to this state now."""
+
+
+class Token(Protocol):
+    """Stands for records that have been worked on."""
+
+    def done(self) -> None:
+        """Their outcome is saved."""
+
+
+class Stage(Protocol):
+    """What can be saved and restored."""
+
+    @property
+    def first(self) -> int:
+        """Offset from which on records must be read again."""
+
+    @property
+    def end(self) -> int:
+        """Offset of the first record that is not part of the state."""
+
+    def read_again(self) -> None:
+        """Records come again, from somewhere below `end` on."""
+
+    def outgoing(self) -> list[Message]:
+        """Messages that go out with the next checkpoint, or not at all."""
+
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]: ...
+
+    def restore(self, saved: Saved, origin: Origin) -> Iterator[int]: ...
+
+
+S = TypeVar("S", bound=Stage)
+
+
+class Writer:
+    """The one process that may write a state.
+
+    Args:
+        topic: State topic.
+    """
+
+    def __init__(self, kafka: KafkaSettings, topic: str, partition: int) -> None:
+        self._topic, self._partition = topic, partition
+        self._producer = AIOKafkaProducer(
+            **for_aiokafka(kafka),
+            client_id="burnfuse-state",
+            transactional_id=f"{kafka.app_id}.{topic}.{partition}",
+            max_batch_size=1 << 20,
+            max_request_size=1 << 20,
+        )
+        self._fenced = False
+        self._opening: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Fences whoever wrote before; what was not committed is gone."""
+        self._opening = asyncio.ensure_future(self._producer.start())
+        # Even if nobody waits for it any more: begun halfway it could fence whoever comes next.
+        await asyncio.shield(self._opening)
+
+    async def write(self, pages: Sequence[Page], messages: Iterable[Message] = ()) -> None:
+        """Writes all of it or nothing.
+
+        Raises:
+            FencedError: another process has opened the state since; this one must let go of it.
+            KafkaError: it could not be written.
+        """
+        producer, sending = self._producer, []
+        records: list[tuple[str, int | None, bytes | None, bytes | None]] = [
+            (self._topic, self._partition, *page) for page in pages
+        ]
+        records += [(message.topic, message.partition, message.key, message.value) for message in messages]
+        if self._fenced:
+            raise FencedError
+        try:
+            await producer.begin_transaction()
+            try:
+                for topic, partition, key, value in records:
+                    sending.append(await producer.send(topic, value, key=key, partition=partition))
+                await asyncio.gather(*sending)
+            except KafkaError:
+                await asyncio.gather(*sending, return_exceptions=True)
+                raise
+            await producer.commit_transaction()
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            self._fenced = True
+            raise FencedError(str(error)) from error
+        except KafkaError:
+            with suppress(KafkaError, AssertionError):
+                await producer.abort_transaction()
+            raise
+
+    async def close(self) -> None:
+        """Lets go of the state."""
+        with suppress(KafkaError, TimeoutError, AssertionError):
+            if self._opening is not None:
+                await asyncio.wait_for(asyncio.shield(self._opening), _STOP_S)
+            await asyncio.wait_for(self._producer.stop(), _STOP_S)
+
+
+async def read(
+    kafka: KafkaSettings, topic: str, place: Place, clock: Clock, begun: Saved | None = None, at: int = 0
+) -> tuple[Saved, int]:
+    """A state as it stands, read from its topic, and the end of the partition that it belongs to.
+
+    Args:
+        begun: What has been read before; it is added to.
+        at: Offset up to which that was.
+    """
+    saved, tp, home = begun or Saved(), TopicPartition(topic, place[1]), TopicPartition(*place)
+    consumer = _reader(kafka)
+    await consumer.start()
+    try:
+        consumer.assign([tp])
+        ends = await consumer.end_offsets([tp, home])
+        end, home_end = ends[tp], ends[home]
+        first = (await consumer.beginning_offsets([tp]))[tp]
+        at = max(at, first)
+        consumer.seek(tp, at)
+        told = clock.monotonic()
+        while at < end:
+            batch = (await consumer.getmany(tp, timeout_ms=200)).get(tp, [])
+            saved.take(Page(record.key, record.value) for record in batch)
+            at = await consumer.position(tp)
+            if clock.monotonic() - told >= _TELL_S:
+                told = clock.monotonic()
+                log.warning("%s/%d: read %d of %d records", topic, place[1], at - first, end - first)
+    finally:
+        await consumer.stop()
+    return saved, home_end
+
+
+def _reader(kafka: KafkaSettings) -> Any:
+    return AIOKafkaConsumer(
+        **for_aiokafka(kafka),
+        client_id="burnfuse-state",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=_FETCH_BYTES,
+        max_poll_records=None,
+    )
+
+
+class Standby:
+    """Follows state topics, so that who takes a partition over reads its tail only.
+
+    It holds the latest pages of every partition that is at work elsewhere.
+    """
+
+    def __init__(self, kafka: KafkaSettings, topics: dict[str, int]) -> None:
+        """`topics`: state topic -> its partitions."""
+        self._kafka = kafka
+        self._all = [TopicPartition(topic, p) for topic, count in topics.items() for p in range(count)]
+        self._saved: dict[TopicPartition, tuple[Saved, int]] = {}
+        self._here: set[TopicPartition] = set()
+
+    async def follow(self) -> None:
+        """Reads for ever."""
+        consumer = _reader(self._kafka)
+        await consumer.start()
+        try:
+            following: set[TopicPartition] = set()
+            while True:
+                wanted = {tp for tp in self._all if tp not in self._here}
+                if wanted and wanted != following:
+                    consumer.assign(sorted(wanted))
+                    await consumer.seek_to_beginning(*wanted)
+                    for tp in wanted & set(self._saved):
+                        consumer.seek(tp, self._saved[tp][1])
+                following = wanted
+                if not following:
+                    await asyncio.sleep(1.0)
+                    continue
+                for tp, batch in (await consumer.getmany(timeout_ms=500)).items():
+                    if tp in self._here:
+                        continue
+                    saved, _ = self._saved.setdefault(tp, (Saved(), 0))
+                    saved.take(Page(record.key, record.value) for record in batch)
+                    self._saved[tp] = saved, batch[-1].offset + 1
+        finally:
+            await consumer.stop()
+
+    def take(self, topic: str, partition: int) -> tuple[Saved | None, int]:
+        """What was read of a state that this process takes over, and up to which offset."""
+        tp = TopicPartition(topic, partition)
+        self._here.add(tp)
+        return self._saved.pop(tp, (None, 0))
+
+    def give_up(self, topic: str, partition: int) -> None:
+        """The state is at work elsewhere now."""
+        self._here.discard(TopicPartition(topic, partition))
+
+
+@dataclass(slots=True)
+class Keeping:
+    """What all keepers of a worker share.
+
+    Attributes:
+        interval_s: Time between checkpoints of a partition.
+        crash: Stops the worker.
+        pause: Reads no more of a partition.
+        read_from: Reads a partition again, from an offset on.
+    """
+
+    kafka: KafkaSettings
+    clock: Clock
+    interval_s: float
+    standby: Standby | None
+    crash: Callable[[BaseException], Awaitable[None]]
+    pause: Callable[[Place], None]
+    read_from: Callable[[Place, int], Awaitable[None]]
+    restoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    saving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+
+
+class Keeper(Generic[S]):
+    """A stage of one partition, restored from its saved state, and saved every few seconds.
+
+    Args:
+        topic: State topic.
+        make: Makes a blank stage.
+    """
+
+    def __init__(self, keeping: Keeping, place: Place, topic: str, origin: Origin, make: Callable[[], S]) -> None:
+        self._keeping, self.place, self._topic, self._origin, self._make = keeping, place, topic, origin, make
+        self._clock = keeping.clock
+        self._name = f"{place[0]}/{place[1]}"
+        self.order = asyncio.Lock()
+        """Held while the stage takes a step, until what it led to is on Kafka."""
+        self.held: list[Any] = []
+        """Events that came before the stage was restored."""
+        self._stage: S | None = None
+        self._ready = False
+        self.open = False
+        """Whether what was held has been worked on: new events need not wait any more."""
+        self._done: list[Token] = []
+        self._unsent: list[Message] = []
+        self._sending: list[asyncio.Future[Any]] = []
+        self._saving = asyncio.Lock()
+        self._everything = False
+        self._writer: Writer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def stage(self) -> S | None:
+        """The stage, once it is restored."""
+        return self._stage if self._ready else None
+
+    def covered(self, tokens: Iterable[Token]) -> None:
+        """These records' outcome is on Kafka, and part of the state: they are done when that is saved."""
+        self._done += tokens
+
+    def sends(self, futures: Iterable[Awaitable[Any]]) -> None:
+        """These messages are on their way: nothing that led to them is saved before Kafka has them."""
+        # What has failed stays: it must never count as sent.
+        left = [f for f in self._sending if not f.done() or f.cancelled() or f.exception() is not None]
+        self._sending = left + [asyncio.ensure_future(future) for future in futures]
+
+    def start(self, when_ready: Callable[[], Awaitable[None]], after_s: float = 0.0) -> None:
+        """Begins, or goes on after a rebalance: restores the stage, then saves it again and again."""
+        if self._stage is not None:
+            self._stage.read_again()
+        self._task = asyncio.create_task(self._run(when_ready, after_s))
+
+    async def _run(self, when_ready: Callable[[], Awaitable[None]], after_s: float) -> None:
+        try:
+            while True:
+                if after_s:
+                    await asyncio.sleep(after_s)
+                try:
+                    await self._restore()
+                    self._ready = True
+                    if after_s and self._stage is not None:
+                        # There was no rebalance: what came in the meantime was left alone, and must come again.
+                        self.held = []
+                        await self._keeping.read_from(self.place, self._stage.first)
+                    await when_ready()
+                    while True:
+                        await asyncio.sleep(self._keeping.interval_s)
+                        await self.save()
+                except FencedError:
+                    self._keeping.pause(self.place)
+                    self._let_go()
+                    log.warning("%s: another worker has taken it; it is left alone", self._name)
+                    after_s = _TAKE_BACK_S
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, SavedStateError):
+                log.critical("the state of %s cannot be kept; the worker stops", self._name, exc_info=True)
+            await self._keeping.crash(error)
+
+    def _let_go(self) -> None:
+        self._ready, self.open, self._stage, self._everything = False, False, None, False
+        self._done, self._unsent, self._sending, self.held = [], [], [], []
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._closing = asyncio.create_task(writer.close())
+
+    async def _restore(self) -> None:
+        if self._stage is not None:
+            # Kept over a rebalance: if it was elsewhere meanwhile, that process has fenced this one.
+            await self.save()
+            return
+        kafka, standby = self._keeping.kafka, self._keeping.standby
+        async with self._keeping.restoring:
+            begun = self._clock.monotonic()
+            if self._closing is not None:
+                await self._closing
+            self._writer = Writer(kafka, self._topic, self.place[1])
+            await self._writer.open()
+            known, at = standby.take(self._topic, self.place[1]) if standby else (None, 0)
+            saved, end = await read(kafka, self._topic, self.place, self._clock, known, at)
+            stage, told, size = self._make(), begun, saved.nbytes
+            for taken in stage.restore(saved, self._origin):
+                await asyncio.sleep(0)
+                if self._clock.monotonic() - told >= _TELL_S:
+                    told = self._clock.monotonic()
+                    log.warning("%s: restored %.0f %%", self._name, 100 * taken / size)
+            if stage.end > end:
+                raise SavedStateError(
+                    f"the saved state of {self._name} goes up to offset {stage.end}, but there are {end} records: "
+                    "the topic was made anew; give the state up with `burnfuse state reset`"
+                )
+            self._stage = stage
+            log.info("%s: restored %.1f MB in %.1f s", self._name, size / 1e6, self._clock.monotonic() - begun)
+
+    async def save(self) -> bool:
+        """Saves what has changed, and sends the stage's outgoing messages, together or not at all.
+
+        Returns:
+            Whether that could be done; if not, the next time does it.
+
+        Raises:
+            FencedError: the partition is another process's now.
+        """
+        async with self._saving:
+            stage, writer = self._stage, self._writer
+            if stage is None or writer is None:
+                return False
+            async with self.order:
+                pages = stage.checkpoint(self._origin, everything=self._everything)
+                done, self._done = self._done, []
+                messages, self._unsent = self._unsent + stage.outgoing(), []
+                sending = list(self._sending)
+            try:
+                await asyncio.gather(*sending)
+                async with self._keeping.saving:
+                    await writer.write(pages, messages)
+            except KafkaError as error:
+                self._everything, self._done, self._unsent = True, done + self._done, messages + self._unsent
+                log.warning("the state of %s could not be saved, it is tried again: %s", self._name, error)
+                return False
+            self._everything = False
+            for token in done:
+                token.done()
+            return True
+
+    async def rest(self, limit_s: float) -> None:
+        """Stops; what has been done is saved, if that takes no longer than `limit_s`."""
+        ready, self._ready, self.open = self._ready, False, False
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._stop()
+                if ready:
+                    await self.save()
+        except FencedError:
+            ready = False
+        except TimeoutError:
+            # What did get through is not known.
+            log.warning("%s: there was no time to save its state; its last seconds are done again", self._name)
+            ready = False
+        if not ready:
+            self._let_go()
+        self.held, self._done = [], []
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        async with self._saving:  # in the midst of a transaction nobody may be interrupted
+            task.cancel()
+        await asyncio.wait([task])
+
+    async def close(self) -> None:
+        """Gives the partition up."""
+        await self._stop()
+        self._let_go()
+        if self._closing is not None:
+            await self._closing
+        if self._keeping.standby is not None:
+            self._keeping.standby.give_up(self._topic, self.place[1])
