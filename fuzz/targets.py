@@ -178,7 +178,7 @@ def _packed_seeds() -> Iterator[bytes]:
 
 def finding(data: bytes) -> None:
     """A record of the findings topic: it changes incidents that can be told to people, or is a dead letter."""
-    stage = IncidentStage(_defaults().incidents, _topics())
+    stage = IncidentStage(_defaults().incidents, _topics(), ManualClock(_NOW))
     changes, letter = stage.process(data)
     assert letter is None or not changes
     again, _ = stage.process(data)

@@ -90,14 +90,17 @@ _KEEP = np.array([~0 & (1 << 64) - 1, *((1 << 8 * left) - 1 for left in range(1,
 """Number of bytes in the last word of a text, 0 for all of them -> mask that keeps these."""
 
 
-def items(source: Ints, position: Ints) -> Ints:
-    """(n,) which of its record's events each event is, from 0; the events of a record follow each other.
+def items(record: Ints) -> Ints:
+    """(n,) which of its record's events each event is, from 0.
 
-    >>> items(np.array([0, 0, 0, 1]), np.array([5, 5, 6, 6])).tolist()
+    Args:
+        record: (n,) a number of each event's record; the events of a record follow each other.
+
+    >>> items(np.array([7, 7, 3, 9])).tolist()
     [0, 1, 0, 0]
     """
-    n = np.arange(len(position))
-    begins = np.r_[True, (position[1:] != position[:-1]) | (source[1:] != source[:-1])][: len(n)]
+    n = np.arange(len(record))
+    begins = np.r_[True, record[1:] != record[:-1]][: len(n)]
     numbers: Ints = n - np.maximum.accumulate(np.where(begins, n, 0))
     return numbers
 

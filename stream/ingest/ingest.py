@@ -273,7 +273,7 @@ class Ingest:
             "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
-            "item": items(*np.array([(record.source, record.position) for record in origins], np.int64).T),
+            "item": items(np.fromiter(map(id, origins), np.int64, len(origins))),
             "log_ms": [record.log_ms for record in origins],
             "sequence": [record.sequence for record in origins],
         }

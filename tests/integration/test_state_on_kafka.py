@@ -47,7 +47,7 @@ def configure(folder: Path, broker: str, name: str, slack: SlackServer | None = 
         "bootstrap_servers": [broker], "prefix": name, "input_topic": f"{name}-usage", "app_id": f"{name}-app",
         "partitions": 2, "input_partitions": 2, "hold_s": 5.0,
     }  # fmt: skip
-    actions = {"slack": {"enabled": True, "base_url": slack.url, "update_s": 0.0}} if slack else {}
+    actions = {"slack": {"enabled": True, "base_url": slack.url, "update_s": 0.0, "pause_s": 0.0}} if slack else {}
     config.write_text(yaml.safe_dump({"kafka": kafka, "actions": actions, **settings}))
     burnfuse("topics", "--config", str(config))
     return config
@@ -83,7 +83,8 @@ def test_kill_9_at_any_moment_changes_nothing(broker: str, topic_prefix: str, tm
     expected = findings(json.loads(line) for line in lines)
 
     with slack_server_in_a_thread() as slack:
-        config = configure(tmp_path, broker, name, slack, calibration={"file": str(fleet)}, state={"checkpoint_s": 1.0})
+        fixed = {"calibration": {"file": str(fleet)}, "overload": {"shed": False}}
+        config = configure(tmp_path, broker, name, slack, state={"checkpoint_s": 1.0}, **fixed)
         usage, rng = f"{name}-usage", random.Random(1)
         producer = KafkaProducer(bootstrap_servers=broker)
         inner = [f"{name}.{topic}" for topic in ("events", "graph", "findings")]
