@@ -16,6 +16,8 @@ from stream.incidents import Incident
 
 PAYLOAD_TYPE = "application/vnd.burnfuse.kill+json; v=1"
 _NAMESPACE = uuid.UUID("6f1d8a0e-5b0c-5d53-9d5e-0b8a6b6f5a10")
+_OVER_KEPT = 10_000
+"""Incidents that are over and remembered as proposed: a late finding may still come."""
 
 
 class KillConfig(ActionConfig):
@@ -50,26 +52,36 @@ class Kill:
     def __init__(self, config: KillConfig, tools: Tools) -> None:
         self._config, self._tools = config, tools
         self._proposed: set[str] = set()
+        self._over: dict[str, None] = {}
 
     async def execute(self, incident: Incident) -> Outcome:
-        if incident.state == "resolved":
-            self._proposed.discard(incident.id)
-            return Skipped("the incident is over")
         if incident.severity != "critical":
             return Skipped("only critical incidents lead to a proposal")
-        if incident.id in self._proposed:
+        if incident.id in self._proposed or incident.id in self._over:
+            if incident.state == "resolved":
+                self._end(incident.id)
             return Skipped("proposed before")
         if not any(rule.split(".")[0] in self._config.detectors for rule in incident.rules):
             return Skipped("none of its detectors is in actions.kill.detectors")
         key, envelope = proposal(incident, self._config, self._tools.clock.now())
-        # Noted before it is sent: the incident's next change may come while this one waits for Kafka.
+        # What came and went while nobody could be told is proposed as well: a controller sees what it would have
+        # seen without the outage, and decides. Noted before it is sent: the incident's next change may come while
+        # this one waits for Kafka.
         self._proposed.add(incident.id)
         try:
             await self._tools.publish(self._config.topic or self._tools.proposals_topic, key.encode(), envelope)
         except Exception:
             self._proposed.discard(incident.id)
             raise
+        if incident.state == "resolved":
+            self._end(incident.id)
         return Sent(key)
+
+    def _end(self, incident_id: str) -> None:
+        self._proposed.discard(incident_id)
+        self._over[incident_id] = None
+        while len(self._over) > _OVER_KEPT:
+            del self._over[next(iter(self._over))]
 
     def remembered(self, incident_id: str) -> bytes:
         return b"proposed" if incident_id in self._proposed else b""

@@ -73,7 +73,10 @@ def test_it_is_off_unless_switched_on() -> None:
         ([CRITICAL], {}, 1),
         ([WARNING, CRITICAL, CRITICAL, CRITICAL], {}, 1),
         ([CRITICAL, RESOLVED], {}, 1),
-        ([RESOLVED], {}, 0),
+        ([RESOLVED], {}, 1),  # it came and went during an outage
+        ([RESOLVED, RESOLVED], {}, 1),
+        ([CRITICAL, RESOLVED, RESOLVED], {}, 1),
+        ([replace(RESOLVED, severity="warning")], {}, 0),
         ([CRITICAL, replace(CRITICAL, id="i-2", run_id="r-2")], {}, 2),
         ([LOOP], {}, 0),
         ([LOOP, BOTH], {}, 1),
