@@ -28,7 +28,7 @@ from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Remembering, Tools, configured
 from stream.actions.outbox import Outbox
-from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby
+from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby, on_kafka
 from stream.clock import Clock
 from stream.columns import Columns
 from stream.connection import for_aiokafka
@@ -76,7 +76,7 @@ class _Sender:
 
     async def __call__(self, messages: Iterable[Message]) -> None:
         """Sends, and waits until Kafka has them."""
-        await asyncio.gather(*await self.begin(messages))
+        await on_kafka(await self.begin(messages))
 
     async def begin(self, messages: Iterable[Message]) -> list[Awaitable[Any]]:
         """Hands messages to the producer; each of the results is done when Kafka has its message."""
@@ -519,7 +519,7 @@ def attach(
             sent = await send.begin(await taken(records, ingest_stage.process))
 
         async def ending() -> None:
-            await asyncio.gather(*sent)
+            await on_kafka(sent)
             progress.passed_on(passed)
             for event in events:
                 event.ack()
@@ -543,7 +543,7 @@ def attach(
                 stepped.append(await step(kept))
 
         async def ending() -> None:
-            await asyncio.gather(*sent)
+            await on_kafka(sent)
             progress.passed_on(passed)
             for rest in stepped:
                 await rest()
@@ -563,7 +563,7 @@ def attach(
             if not news:
                 return
             sent = await send.begin(ingest_stage.heartbeat(news, topics.graph, *([] if keyed else [topics.events])))
-        await asyncio.gather(*sent)
+        await on_kafka(sent)
         if keyed:
             for partition, ms in news.items():
                 kept = keepers.get((watched, partition))
@@ -665,7 +665,7 @@ def attach(
                 kept.sends(sent)
 
         async def ending() -> None:
-            await asyncio.gather(*sent)
+            await on_kafka(sent)
 
         return ending
 

@@ -40,6 +40,14 @@ Place = tuple[str, int]
 """Topic and partition that a stage reads."""
 
 
+async def on_kafka(sent: Iterable[Awaitable[Any]]) -> None:
+    """Waits until Kafka has all messages that are on their way.
+
+    Who waits may be cancelled, at a rebalance; what is on its way may not: it would count as lost for ever.
+    """
+    await asyncio.gather(*map(asyncio.shield, sent))
+
+
 class FencedError(Exception):
     """Another process writes to this state now."""
 
@@ -389,7 +397,7 @@ class Keeper(Generic[S]):
                 messages, self._unsent = self._unsent + stage.outgoing(), []
                 sending = list(self._sending)
             try:
-                await asyncio.gather(*sending)
+                await on_kafka(sending)
                 async with self._keeping.saving:
                     await writer.write(pages, messages)
             except KafkaError as error:

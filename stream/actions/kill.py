@@ -49,6 +49,9 @@ class Kill:
     name: ClassVar[str] = "kill"
     Config: ClassVar[type[ActionConfig]] = KillConfig
 
+    every_change: ClassVar[bool] = True
+    """An incident may be critical and over within one batch; it is proposed for all the same."""
+
     def __init__(self, config: KillConfig, tools: Tools) -> None:
         self._config, self._tools = config, tools
         self._proposed: set[str] = set()

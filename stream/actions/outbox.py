@@ -1,4 +1,5 @@
-"""What an action still has to be told: the newest state of each incident, one call at a time.
+"""What an action still has to be told: the newest state of each incident, one call at a time; or every change, in
+order, where an action must see them all.
 
 Findings never wait for an action, and nothing grows without bound while one is slow or down: a newer state of an
 incident takes the place of the one that waits. When the other side is back, it is told how things are then.
@@ -47,8 +48,11 @@ class Outbox:
         self.action, self._action = action, action
         self._pause_s, self._clock, self._metrics, self._on_told = pause_s, clock, metrics, told
         self._numbers: dict[str, int] = {}
+        self._every = bool(getattr(action, "every_change", False))
+        self._taken = 0
         self._sleep, self._most = sleep, most
         self._waiting: dict[str, Incident] = {}
+        """By the incident's id; or by that and a number, where every change counts."""
         self._urgent: set[str] = set()
         self._news, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -60,7 +64,9 @@ class Outbox:
         """Takes a change of an incident, and its number; never waits."""
         incident = change.incident
         self._numbers[incident.id] = number
-        before = self._waiting.get(incident.id)
+        self._taken += 1
+        place = f"{incident.id} {self._taken}" if self._every else incident.id
+        before = self._waiting.get(place)
         if before is None and incident.state == "resolved" and change.kind != "resolved":
             self._done(incident)
             return  # a late finding of an incident that is over and was told
@@ -68,7 +74,7 @@ class Outbox:
             self._count(before, "coalesced")
         elif len(self._waiting) >= self._most:
             self._drop()
-        self._waiting[incident.id] = incident
+        self._waiting[place] = incident
         if change.kind in ("opened", "escalated") and incident.severity == "critical":
             self._urgent.add(incident.id)
         elif incident.state == "resolved":
@@ -88,7 +94,11 @@ class Outbox:
         self._changed()
 
     def _done(self, incident: Incident) -> None:
-        if incident.id in self._waiting:
+        if (
+            any(one.id == incident.id for one in self._waiting.values())
+            if self._every
+            else incident.id in self._waiting
+        ):
             return
         number = self._numbers.pop(incident.id, 0)
         if self._on_told is not None and number:
@@ -108,12 +118,15 @@ class Outbox:
         pause = _FIRST_S
         while True:
             await self._news.wait()
-            incident = self._next()
+            place, incident = self._next()
             outcome = await self._take(incident)
             if isinstance(outcome, Retry):
                 self._count(incident, "retried")
                 # A newer state that has come in the meantime is the one to tell.
-                self._waiting.setdefault(incident.id, incident)
+                if self._every:
+                    self._waiting = {place: incident} | self._waiting
+                else:
+                    self._waiting.setdefault(place, incident)
                 self._is_down(outcome.reason)
                 self._changed()
                 await self._sleep(max(outcome.after_s, pause))
@@ -134,11 +147,12 @@ class Outbox:
             if isinstance(outcome, Sent) and self._pause_s:
                 await self._sleep(self._pause_s)
 
-    def _next(self) -> Incident:
+    def _next(self) -> tuple[str, Incident]:
         """What is new and critical goes first, then what has waited longest."""
-        chosen = next((name for name in self._waiting if name in self._urgent), None)
+        chosen = None if self._every else next((name for name in self._waiting if name in self._urgent), None)
         self._idle.clear()
-        return self._waiting.pop(chosen or next(iter(self._waiting)))
+        place = chosen or next(iter(self._waiting))
+        return place, self._waiting.pop(place)
 
     async def _take(self, incident: Incident) -> Outcome:
         try:

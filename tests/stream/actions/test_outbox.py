@@ -308,3 +308,27 @@ def test_what_others_do_now_is_left_to_them() -> None:
         assert action.told == []
 
     asyncio.run(main())
+
+
+class Orderly(Scripted):
+    every_change = True
+
+
+def test_an_action_that_must_see_every_change_sees_them_in_order() -> None:
+    told: list[tuple[str, int]] = []
+
+    async def main() -> list[tuple[str, str, int]]:
+        clock = ManualClock()
+        action = Orderly(lambda _: Sent("1"))
+        outbox = Outbox(action, 0.0, clock, Metrics(clock), lambda _, name, number: told.append((name, number)))
+        outbox.put(change("i-1"), 1)
+        outbox.put(change("i-2"), 2)
+        outbox.put(change("i-1", "escalated", "critical", 2), 3)
+        outbox.put(change("i-1", "resolved", "critical", 2), 4)
+        await outbox.close(within_s=5)
+        return action.told
+
+    assert asyncio.run(main()) == [
+        ("i-1", "open", 1), ("i-2", "open", 1), ("i-1", "escalated", 2), ("i-1", "resolved", 2)
+    ]  # fmt: skip
+    assert told == [("i-2", 2), ("i-1", 4)]
