@@ -298,30 +298,33 @@ class Engine:
         result.findings += found
         result.positions += [place[finding.event_id] for finding in found]
 
-    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints, Floats | None]:
+    def _accept(self, columns: Columns, result: Result) -> tuple[Columns, Ints, Ints, Floats]:
         """Without duplicates and late events; where the others stood, the rows of their runs, and the newest event
-        time of these before each, if nothing was taken out since."""
+        time of these before each."""
         whole, ids = columns, columns.numbers["event"]
         first = self.seen.add(ids)
-        kept = np.arange(len(ids))
-        again = np.zeros(len(ids), bool) if first is None else ~first
-        if first is not None:
-            columns, kept = columns.take(first), kept[first]
-        runs, ts = self._entities[Scope.RUN], columns.numbers["ts"]
-        rows = runs.assign(columns.numbers[_IDS[Scope.RUN]])
-        newest: Floats | None = runs.newest(rows, ts)
-        behind = newest - ts
-        late = behind > self._settings.lateness_s
-        if late.any():
-            # They may be sent again, to be judged otherwise; then they are no duplicates, here or in a later batch.
-            late_ids = columns.numbers["event"][late]
-            self.seen.forgive(late_ids)
-            too_late = again & np.isin(ids, late_ids)
-            again &= ~too_late
+        judged = np.ones(len(ids), bool) if first is None else first
+        too_late = np.zeros(len(ids), bool)
+        runs = self._entities[Scope.RUN]
+        while True:
+            kept = np.flatnonzero(judged)
+            columns = whole if len(kept) == len(ids) else whole.take(kept)
+            rows, ts = runs.assign(columns.numbers[_IDS[Scope.RUN]]), columns.numbers["ts"]
+            newest = runs.newest(rows, ts)
+            late = newest - ts > self._settings.lateness_s
+            if not late.any():
+                break
             too_late[kept[late]] = True
+            judged[kept[late]] = False
+            # The same id may come once more in this batch; it is judged as it would be in the next one.
+            twins = np.flatnonzero(~judged & ~too_late & np.isin(ids, ids[kept[late]]))
+            judged[twins[first_of(ids[twins])]] = True
+        if too_late.any():
+            # They may be sent again, to be judged otherwise; then they are no duplicates.
+            self.seen.forgive(np.setdiff1d(ids[too_late], ids[judged]))
             limit = f"more than engine.lateness_s ({self._settings.lateness_s:.0f} s) behind its run's newest"
             self._turn_away(whole, too_late, Reason.LATE, f"the event is out of order, {limit}", result)
-            columns, kept, rows, newest = columns.take(~late), kept[~late], rows[~late], None
+        again = ~judged & ~too_late
         self._turn_away(whole, again, Reason.DUPLICATE, "an event with this id was seen before", result)
         return columns, kept, rows, newest
 

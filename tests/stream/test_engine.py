@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detectors import base
@@ -608,6 +608,7 @@ def _learn(engine: Engine) -> None:
 @pytest.mark.parametrize("scopes", [WATCH, GRAPH], ids=["watch", "graph"])
 @settings(max_examples=75, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 80), st.sets(st.integers(0, 80), max_size=8))
+@example(78523, 9, {7})  # a late event, and its twin on the other side of the cut
 def test_results_do_not_depend_on_batch_cuts(scopes: Sequence[Scope], seed: int, n: int, cuts: set[int]) -> None:
     config, events = parse(EAGER), random_stream(random.Random(seed), n)
     whole, parts = (Engine(config, scopes, lambda source, position: f"{source}/{position}", _learn) for _ in range(2))
