@@ -914,9 +914,9 @@ def _record(raw: Any) -> Record:
     )
 
 
-def _sequence(headers: Sequence[tuple[str, bytes | None]]) -> int:
+def _sequence(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
     """The sequence number in a record's headers, 0 if there is none."""
-    for name, value in headers:
+    for name, value in headers or ():
         if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
             return int.from_bytes(value, "big") & ((1 << 63) - 1)
     return 0
