@@ -5,6 +5,7 @@ Targets know nothing of a fuzzer: the tests send the corpus through them as well
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -25,13 +26,14 @@ from stream.agents import _sequence
 from stream.clock import ManualClock
 from stream.columns import NUMBERS, Columns, Packed
 from stream.engine import GRAPH, WATCH
-from stream.errors import ConfigError
+from stream.errors import ConfigError, SavedStateError
 from stream.ingest.decode import Invalid, _cut, elements
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reject
 from stream.pipeline import make_ingest
 from stream.settings import Settings
 from stream.stages import DetectStage, IncidentStage, Topics
+from stream.state import Page, Saved, origin
 from stream.wire import encode_finding, incident_json
 
 _NOW = 1_790_000_000.0
@@ -206,7 +208,7 @@ def headers(data: bytes) -> None:
     """The sequence number of a record: a number that fits into its column, whatever the headers hold."""
     for values in ((data,), (None, data), (data[:8], data[8:])):
         assert 0 <= _sequence([(SEQUENCE_HEADER, value) for value in values]) < 1 << 63
-    assert _sequence(None) == 0
+    assert _sequence(()) == 0
 
 
 def calibrations(data: bytes) -> None:
@@ -295,6 +297,42 @@ def _shared_seeds() -> Iterator[bytes]:
         yield detector.dump_shared()
 
 
+_HERE = origin("fuzz", 1, None)
+
+
+def checkpoints(data: bytes) -> None:
+    """Saved states: taken or refused; who goes on from one can save it again, and has all its detectors."""
+    try:
+        pages = msgspec.msgpack.decode(data, type=list[tuple[bytes, bytes | None]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    saved = Saved()
+    saved.take(Page(key, value) for key, value in pages)
+    for scopes in (WATCH, GRAPH):
+        stage = DetectStage(_defaults(), _topics(), scopes, "fuzz/0", ManualClock(_NOW))
+        with contextlib.suppress(SavedStateError):
+            list(stage.restore(saved, _HERE))
+            stage.checkpoint(_HERE, everything=True)
+            assert not stage.engine.quarantined, f"a saved state switches off {stage.engine.quarantined}"
+    incident_stage = IncidentStage(_defaults().incidents, _topics(), ManualClock(_NOW))
+    with contextlib.suppress(SavedStateError):
+        list(incident_stage.restore(saved, _HERE))
+        incident_stage.checkpoint(_HERE, everything=True)
+
+
+def _checkpoint_seeds() -> Iterator[bytes]:
+    records = [Record(json.dumps(event | {"ts": _NOW + i}).encode(), 0, i) for i, event in enumerate(_EVENTS * 4)]
+    for scopes in (WATCH, GRAPH):
+        stage = DetectStage(_defaults(), _topics(), scopes, "fuzz/0", ManualClock(_NOW))
+        stage.engine.process(_ingest().columns(records)[0])
+        yield msgspec.msgpack.encode([tuple(page) for page in stage.checkpoint(_HERE)])
+    incident_stage = IncidentStage(_defaults().incidents, _topics(), ManualClock(_NOW))
+    for i, seed in enumerate(_finding_seeds()):
+        for change in incident_stage.process(seed, i)[0]:
+            incident_stage.begin(change)
+    yield msgspec.msgpack.encode([tuple(page) for page in incident_stage.checkpoint(_HERE)])
+
+
 # ------------------------------------------------------------------------------------ settings
 
 
@@ -322,5 +360,6 @@ TARGETS: dict[str, Target] = {
     "calibration": Target(calibrations, _calibration_seeds, "json"),
     "pages": Target(pages, _page_seeds, "msgpack"),
     "shared_pages": Target(shared_pages, _shared_seeds, "msgpack"),
+    "checkpoints": Target(checkpoints, _checkpoint_seeds, "msgpack"),
     "configuration": Target(configuration, _configuration_seeds, "text"),
 }

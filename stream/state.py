@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from detectors.types import Ints, Scope
 from stream.engine import Engine, Noted, RecentIds, SavedRows, SavedTime
 from stream.errors import SavedStateError
 from stream.incidents import Change, ChangeKind, Incident, Incidents, SavedIncident
-from stream.sequencer import Position
+from stream.sequencer import Offset, Position
 
 FORMAT = 1
 """Version of what this module writes; a saved state of another one is refused. Raise it with every change to
@@ -284,6 +284,10 @@ def check_origin(saved: Origin, mine: Origin, name: str) -> None:
             )
 
 
+# One more fits as well: a number that is saved is counted on.
+_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
 class DetectManifest(msgspec.Struct):
     """What a detect stage's pages are.
 
@@ -298,7 +302,7 @@ class DetectManifest(msgspec.Struct):
     """
 
     origin: Origin
-    number: int
+    number: _Number
     at: float
     position: Position
     time: SavedTime
@@ -306,7 +310,7 @@ class DetectManifest(msgspec.Struct):
     shapes: dict[str, str]
     rows: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
     shared: dict[str, Annotated[int, msgspec.Meta(ge=0, le=_MOST_PIECES)]]
-    generation: int
+    generation: _Number
     told_clock: float
 
 
@@ -503,11 +507,11 @@ class IncidentManifest(msgspec.Struct):
     """
 
     origin: Origin
-    number: int
+    number: _Number
     at: float
-    end: int
+    end: Offset
     clocks: dict[str, float]
-    generation: int
+    generation: _Number
 
 
 class IncidentState:

@@ -349,6 +349,7 @@ def settings(name: str, broker: str, slack: str, fleet: str | None = None) -> di
         "incidents": {"quiet_s": QUIET_S},
         # Faults leave a worker behind; what it finds then must be the same, so nothing is left out.
         "overload": {"shed": False},
+        "metrics": {"listen": None},
         "actions": ACTIONS | {"slack": {"enabled": True, "channel": "#alerts", "base_url": slack, "pause_s": 0.0}},
     }
 
