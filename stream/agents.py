@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
+_STUCK_S = 2.0
+"""A partition that has records which do not come for so long may have been read elsewhere."""
 _IDLE_AFTER_S = 10.0
 """An input partition idle for so long says so once and then keeps silent."""
 _TAKE_S = 0.05
@@ -180,6 +182,12 @@ class _Progress:
                 # Nothing read since the start: where the group stands, or nothing at all.
                 begin = await self._consumer.committed(tp) or await self._begin(tp)
                 done = self._next.setdefault(partition, begin)  # records may have passed meanwhile
+            elif done < ends[tp] and now - self._active.setdefault(partition, now) >= _STUCK_S:
+                # Another worker may have had the partition for a while: what it passed on does not come here again.
+                begin = await self._consumer.committed(tp) or 0
+                if begin > self._next.get(partition, 0):
+                    done = self._next[partition] = begin
+                    self._active[partition] = now
             if done < ends[tp]:
                 if partition in self._newest:
                     news[partition] = self._newest[partition]

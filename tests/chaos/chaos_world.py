@@ -325,6 +325,23 @@ class World:
                 found.take_finding(record)
         return found
 
+    def traces(self, findings: Sequence[dict[str, Any]]) -> list[str]:
+        """How far the events of lost findings got: where each is on the topics, and how far these were read."""
+        lines = []
+        for topic in (f"{self.name}-usage", f"{self.name}.events", f"{self.name}.graph"):
+            records = read_records(self.broker.address, topic)
+            for finding in findings:
+                name = finding["event_id"].encode()
+                at = [f"{r.partition}/{r.offset} at {r.timestamp}" for r in records if name in (r.value or b"")]
+                lines.append(f"{finding['id']} {finding['event_id']}: {topic} {', '.join(at) or 'nowhere'}")
+        consumer = KafkaConsumer(bootstrap_servers=self.broker.address, group_id=f"{self.name}-app")
+        for topic in (f"{self.name}-usage", f"{self.name}.events", f"{self.name}.graph", f"{self.name}.findings"):
+            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            ends = consumer.end_offsets(partitions)
+            lines += [f"{tp.topic}/{tp.partition}: done {consumer.committed(tp)} of {ends[tp]}" for tp in partitions]
+        consumer.close()
+        return lines
+
     def values(self, topic: str) -> list[bytes]:
         """Everything that is committed on one of our topics."""
         return read_all(self.broker.address, f"{self.name}.{topic}")
@@ -356,6 +373,11 @@ def settings(name: str, broker: str, slack: str, fleet: str | None = None) -> di
 
 def read_all(broker: str, topic: str) -> list[bytes]:
     """Values of all records of a topic, in order per partition; none of transactions that are open or aborted."""
+    return [record.value for record in read_records(broker, topic)]
+
+
+def read_records(broker: str, topic: str) -> list[Any]:
+    """The records themselves."""
     consumer = KafkaConsumer(
         bootstrap_servers=broker,
         auto_offset_reset="earliest",
@@ -366,11 +388,11 @@ def read_all(broker: str, topic: str) -> list[bytes]:
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
         consumer.assign(partitions)
         ends = consumer.end_offsets(partitions)
-        values: list[bytes] = []
+        values: list[Any] = []
         deadline = time.monotonic() + 20
         while any(consumer.position(tp) < ends[tp] for tp in partitions) and time.monotonic() < deadline:
             for batch in consumer.poll(timeout_ms=200).values():
-                values += [record.value for record in batch]
+                values += batch
         return values
     finally:
         consumer.close()

@@ -122,6 +122,10 @@ def run(broker: Broker, seed: int, faults: list[Fault], folder: Path) -> list[st
         with world(broker, folder, f"c{uuid.uuid4().hex[:12]}", events, SECONDS, seed) as one:
             play(one, faults, told)
             differences = settled(one, expected, told)
+            if differences:
+                found = one.outcome().findings
+                lost = [finding for name, finding in expected.findings.items() if name not in found]
+                (folder / "traces.txt").write_text("".join(line + "\n" for line in one.traces(lost[:5])))
             for i, worker in enumerate(one.workers):
                 told += [f"         worker {i} ended by itself: {how}" for how in worker.ended]
     except BaseException as error:
