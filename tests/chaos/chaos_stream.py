@@ -105,8 +105,6 @@ class Outcome:
     """Id -> severity and state in the end; of incidents that `is_own` knows."""
     others: set[str] = field(default_factory=set)
     """Incidents of the others."""
-    merged: set[str] = field(default_factory=set)
-    """Those of them that became part of a spiral."""
     posts: Counter[str] = field(default_factory=Counter)
     """Incident -> how many messages people saw begin."""
     proposals: dict[str, tuple[str, Any]] = field(default_factory=dict)
@@ -124,8 +122,6 @@ class Outcome:
         """A change of an incident, as `incident_json` tells it, with its kind."""
         if not is_own(told["root_run_id"]):
             self.others.add(told["id"])
-            if told["merged_into"]:
-                self.merged.add(told["id"])
             return
         if told["change"] == "opened" and told["id"] in self.incidents:
             self.twice.append(f"opening of {told['id']}")
@@ -145,13 +141,10 @@ class Outcome:
         lines += _differ("incident", self.incidents, reference.incidents)
         posts = {incident: n for incident, n in self.posts.items() if incident in self.incidents}
         lines += _differ("Slack messages of incident", posts, dict.fromkeys(reference.incidents, 1))
-        # What becomes of the others is not known; but whatever opens is told, and told once. One that becomes part
-        # of a spiral before anybody could be told is told of with the spiral.
-        at_once = {i for i in self.merged if not self.posts[i]}
+        # What becomes of the others is not known; but whatever opens is told, and told once.
         lines += _differ("Slack messages of other incident",
-                         {i: self.posts[i] for i in (self.others | self.posts.keys() - self.incidents.keys())
-                          - at_once},
-                         dict.fromkeys(self.others - at_once, 1))  # fmt: skip
+                         {i: self.posts[i] for i in self.others | self.posts.keys() - self.incidents.keys()},
+                         dict.fromkeys(self.others, 1))  # fmt: skip
         proposals = {name: says for name, says in self.proposals.items() if says[0] not in self.others}
         expected = {name: says for name, says in reference.proposals.items() if says[0] not in reference.others}
         return lines + _differ("kill command", proposals, expected)
