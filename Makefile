@@ -31,7 +31,7 @@ bench: .cache/bench-venv/.done ## measure speed, latency, scaling, and bars; opt
 	@.cache/bench-venv/bin/python -m benchmarks $(ARGS)
 
 chaos: .venv/.dev ## kill, cut and freeze workers and the broker, by SEEDS=10 seeds or one SEED=17; logs in .cache/chaos
-	@REQUIRE_KAFKA=1 CHAOS_SEED=$(SEED) CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_state_on_kafka.py -m chaos $(ARGS); \
+	@REQUIRE_KAFKA=1 CHAOS_SEED=$(SEED) CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -s tests/chaos -m chaos $(ARGS); \
 		code=$$?; $(BIN)/python tests/chaos/chaos_figures.py; exit $$code
 
 fuzz: .venv/.fuzz ## fuzz every decoder for SECONDS=60 each (Linux); what it finds lies in .cache/fuzz

@@ -138,9 +138,10 @@ class Slack:
             if message.ts is None and message.unsure:
                 await self._look_for(incident.id, message)
             if message.ts is None:
-                # What came and went while Slack was down is told all the same.
-                if incident.merged_into is not None or incident.id in self._over:
-                    return Skipped("it has no message, and is told elsewhere or was told before")
+                # What came and went before it could be told is told all the same, so that the messages do not
+                # depend on how fast anything was; a late finding of what was told and is over is not.
+                if incident.id in self._over:
+                    return Skipped("it is over and was told")
                 posting = message.unsure = True  # until the answer is here
                 answer = await self._client.chat_postMessage(channel=self._config.channel, **content)
                 message.channel, message.ts, message.unsure = answer["channel"], answer["ts"], False

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from random_streams import random_stream
@@ -71,8 +70,6 @@ def told(broker: str, name: str) -> Counter[tuple[str, str]]:
     return Counter((c["change"], c["findings"][-1]) for c in changes if c["change"] != "resolved")
 
 
-# Not clean yet, as little as the other runs of `make chaos`: see docs/reliability.md.
-@pytest.mark.chaos
 def test_kill_9_at_any_moment_changes_nothing(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     name = topic_prefix.rstrip(".")
     # The same agent, in steps that take long enough for kills in between.
