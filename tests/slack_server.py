@@ -42,6 +42,11 @@ class Call(NamedTuple):
     at: float
     """When it came, s since 1970."""
 
+    @property
+    def incident(self) -> str:
+        """The incident that a message is about; its text may name others."""
+        return str(self.arguments["metadata"]["event_payload"]["incident_id"])
+
 
 class SlackServer:
     """Records calls and answers them in turn from `answers`, then always well."""

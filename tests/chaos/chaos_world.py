@@ -312,9 +312,7 @@ class World:
         # Backwards: what led to a message that is there is there as well.
         for call in list(self.slack.calls):
             if call.method == "chat.postMessage":
-                told = re.search(r"i-[0-9a-f]{16}", json.dumps(call.arguments))
-                assert told is not None
-                found.posts[told.group()] += 1
+                found.posts[call.incident] += 1
         for value in self.values("kill.proposals"):
             found.take_proposal(value)
         for value in self.values("incidents"):
