@@ -66,6 +66,9 @@ _SILENT_S = 10.0
 """How long no broker answers until it is worth a line."""
 _LAST_CALLS_S = 10.0
 """How long a worker that stops goes on telling what happened."""
+_CALL_S = 2.0
+"""How long a rebalance waits for a call that is under way, say to Slack."""
+_LOOK_S = 0.05
 _FOR_EVER_MS = 1 << 62
 
 
@@ -454,6 +457,8 @@ def attach(
 
     def pause(place: Place) -> None:
         app.consumer.pause_partitions({TopicPartition(*place)})
+        if place[0] == topics.findings:
+            give_up_telling()
 
     async def read_from(place: Place, offset: int) -> None:
         await app.consumer.seek(TopicPartition(*place), offset)
@@ -759,9 +764,25 @@ def attach(
         if chosen is not None:
             chosen.finish(action.name, incident_id, number, remembered)
 
+    async def may_tell() -> None:
+        """Who was frozen or cut off may have been replaced without knowing it: a checkpoint that went through not
+        longer ago than others wait before they take a partition over proves that it was not."""
+        # Time that passes sets no event.
+        while (kept := keepers.get((topics.findings, 0))) is None or not kept.saved_within(lease_s):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+
+    lease_s = settings.kafka.session_timeout_s
     outboxes = [
-        Outbox(action, config.least_pause_s, clock, metrics, told) for action, config in configured(settings, tools)
+        Outbox(action, config.least_pause_s, clock, metrics, told, may_tell)
+        for action, config in configured(settings, tools)
     ]
+
+    def give_up_telling() -> None:
+        """Whoever has the incidents now does it, after looking whether it was done."""
+        known.clear()
+        for outbox in outboxes:
+            outbox.clear()
+
     acts = [outbox.action.name for outbox in outboxes]
     heard: dict[str, float] = {}
 
@@ -793,6 +814,8 @@ def attach(
                 for action in (outbox.action for outbox in outboxes):
                     if action.name == name and isinstance(action, Remembering):
                         action.remember(incident_id, saved)
+        for outbox in outboxes:
+            outbox.go_on()
         for number, change in chosen.again(acts).items():
             if number not in put:
                 put.add(number)
@@ -862,6 +885,7 @@ def attach(
         # What is in hand is finished, what is done need not come again.
         for hand in hands.values():
             await hand.empty()
+        await asyncio.gather(*(outbox.rest(_CALL_S) for outbox in outboxes))
         await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await app.consumer.commit()
 
@@ -878,9 +902,7 @@ def attach(
         left = [keepers.pop(place) for place in set(keepers) - places]
         await asyncio.gather(*(kept.close() for kept in left))
         if any(kept.place[0] == topics.findings for kept in left):
-            known.clear()
-            for outbox in outboxes:  # whoever has them now does it, after looking whether it was done
-                outbox.clear()
+            give_up_telling()
         for place in sorted(place for place in places if place[0] in state_of):
             if place not in keepers:
                 make = make_incidents if place[0] == topics.findings else partial(detect_stage, *place)

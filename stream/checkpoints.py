@@ -289,6 +289,7 @@ class Keeper(Generic[S]):
         self._unsent: list[Message] = []
         self._sending: list[asyncio.Future[Any]] = []
         self._saving = asyncio.Lock()
+        self._saved_at = float("-inf")
         self._everything = False
         self._writer: Writer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -298,6 +299,10 @@ class Keeper(Generic[S]):
     def stage(self) -> S | None:
         """The stage, once it is restored."""
         return self._stage if self._ready else None
+
+    def saved_within(self, seconds: float) -> bool:
+        """Whether the latest checkpoint that went through, and was not fenced, is no older than this."""
+        return self.stage is not None and self._clock.monotonic() - self._saved_at <= seconds
 
     def covered(self, tokens: Iterable[Token]) -> None:
         """These records' outcome is on Kafka, and part of the state: they are done when that is saved."""
@@ -361,6 +366,7 @@ class Keeper(Generic[S]):
             if self._closing is not None:
                 await self._closing
             self._writer = Writer(kafka, self._topic, self.place[1])
+            fenced_others = self._clock.monotonic()
             await self._writer.open()
             known, at = standby.take(self._topic, self.place[1]) if standby else (None, 0)
             saved, end = await read(kafka, self._topic, self.place, self._clock, known, at)
@@ -375,7 +381,7 @@ class Keeper(Generic[S]):
                     f"the saved state of {self._name} goes up to offset {stage.end}, but there are {end} records: "
                     "the topic was made anew; give the state up with `burnfuse state reset`"
                 )
-            self._stage = stage
+            self._stage, self._saved_at = stage, fenced_others
             log.info("%s: restored %.1f MB in %.1f s", self._name, size / 1e6, self._clock.monotonic() - begun)
 
     async def save(self) -> bool:
@@ -399,12 +405,13 @@ class Keeper(Generic[S]):
             try:
                 await on_kafka(sending)
                 async with self._keeping.saving:
+                    begun = self._clock.monotonic()
                     await writer.write(pages, messages)
             except KafkaError as error:
                 self._everything, self._done, self._unsent = True, done + self._done, messages + self._unsent
                 log.warning("the state of %s could not be saved, it is tried again: %s", self._name, error)
                 return False
-            self._everything = False
+            self._everything, self._saved_at = False, begun
             for token in done:
                 token.done()
             return True

@@ -32,6 +32,7 @@ class Outbox:
     Args:
         pause_s: Least time between two calls that did something, s.
         told: Called with an incident's id and the number of its latest change when the action is done with it.
+        may: Asked before each call; returns when this process may act.
         sleep: Waits; another one for tests.
     """
 
@@ -42,6 +43,7 @@ class Outbox:
         clock: Clock,
         metrics: Metrics,
         told: Callable[[Outbox, str, int], None] | None = None,
+        may: Callable[[], Awaitable[None]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         most: int = MOST_WAITING,
     ) -> None:
@@ -50,9 +52,11 @@ class Outbox:
         self._numbers: dict[str, int] = {}
         self._every = bool(getattr(action, "every_change", False))
         self._taken = 0
-        self._sleep, self._most = sleep, most
+        self._may, self._sleep, self._most = may, sleep, most
         self._waiting: dict[str, Incident] = {}
-        """By the incident's id; or by that and a number, where every change counts."""
+        """By the incident's id; or by that and a number, where every change counts. What is being told is here too."""
+        self._telling: Incident | None = None
+        self._turn, self._resting, self._closed = asyncio.Lock(), False, False
         self._urgent: set[str] = set()
         self._news, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -62,6 +66,8 @@ class Outbox:
 
     def put(self, change: Change, number: int = 0) -> None:
         """Takes a change of an incident, and its number; never waits."""
+        if self._closed:
+            return  # it is told by whoever comes next
         incident = change.incident
         self._numbers[incident.id] = number
         self._taken += 1
@@ -71,7 +77,8 @@ class Outbox:
             self._done(incident)
             return  # a late finding of an incident that is over and was told
         if before is not None:
-            self._count(before, "coalesced")
+            if before is not self._telling:
+                self._count(before, "coalesced")
         elif len(self._waiting) >= self._most:
             self._drop()
         self._waiting[place] = incident
@@ -80,8 +87,33 @@ class Outbox:
         elif incident.state == "resolved":
             self._urgent.discard(incident.id)
         self._changed()
-        if self._task is None or self._task.done():
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._waiting and not self._closed and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._run())
+
+    async def rest(self, within_s: float) -> None:
+        """No more calls until `go_on`: others may be about to act. The call under way may take so long yet; if it
+        takes longer, nobody knows what came of it."""
+        if self._resting:
+            return
+        self._resting = True
+        try:
+            await asyncio.wait_for(self._turn.acquire(), within_s)
+        except TimeoutError:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+                self._task = None
+            await self._turn.acquire()
+
+    def go_on(self) -> None:
+        """This process is to act (again)."""
+        if self._resting:
+            self._resting = False
+            self._turn.release()
+        self._begin()
 
     def clear(self) -> None:
         """Nothing is to be told any more: others do it."""
@@ -107,7 +139,8 @@ class Outbox:
     async def close(self, within_s: float) -> None:
         """Waits for what can be told within so long; what is left is logged."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), within_s)
+            await asyncio.wait_for(self._idle.wait(), 0.0 if self._resting else within_s)
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
         if self._waiting:
@@ -118,41 +151,52 @@ class Outbox:
         pause = _FIRST_S
         while True:
             await self._news.wait()
-            place, incident = self._next()
-            outcome = await self._take(incident)
+            async with self._turn:
+                if self._may is not None:
+                    await self._may()
+                if not self._waiting:
+                    continue
+                outcome = await self._next()
             if isinstance(outcome, Retry):
-                self._count(incident, "retried")
-                # A newer state that has come in the meantime is the one to tell.
-                if self._every:
-                    self._waiting = {place: incident} | self._waiting
-                else:
-                    self._waiting.setdefault(place, incident)
-                self._is_down(outcome.reason)
-                self._changed()
                 await self._sleep(max(outcome.after_s, pause))
                 pause = min(2 * pause, _LONGEST_S)
                 continue
             pause = _FIRST_S
-            if isinstance(outcome, Failed):
-                self._count(incident, "failed")
-                log.error("action %s gave up on incident %s: %s", self._action.name, incident.id, outcome.reason)
-            else:
-                self._count(incident, "sent" if isinstance(outcome, Sent) else "skipped")
-            if not isinstance(outcome, Skipped):
-                self._is_up()
-            if incident.id not in self._waiting:
-                self._urgent.discard(incident.id)
-            self._done(incident)
-            self._changed()
             if isinstance(outcome, Sent) and self._pause_s:
                 await self._sleep(self._pause_s)
 
-    def _next(self) -> tuple[str, Incident]:
-        """What is new and critical goes first, then what has waited longest."""
+    async def _next(self) -> Outcome:
+        """Tells one incident. What is new and critical goes first, then what has waited longest."""
         chosen = None if self._every else next((name for name in self._waiting if name in self._urgent), None)
-        self._idle.clear()
         place = chosen or next(iter(self._waiting))
-        return place, self._waiting.pop(place)
+        self._telling = incident = self._waiting[place]
+        try:
+            outcome = await self._take(incident)
+        finally:
+            self._telling = None
+        newer = self._waiting.get(place) is not incident
+        if isinstance(outcome, Retry):
+            self._count(incident, "retried")
+            if not self._every and not newer:
+                self._waiting[place] = self._waiting.pop(place)  # one that never gets through holds up nobody
+            self._is_down(outcome.reason)
+        else:
+            self._ended(incident, outcome)
+            if not newer:
+                del self._waiting[place]
+                self._urgent.discard(incident.id)
+                self._done(incident)
+        self._changed()
+        return outcome
+
+    def _ended(self, incident: Incident, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            self._count(incident, "failed")
+            log.error("action %s gave up on incident %s: %s", self._action.name, incident.id, outcome.reason)
+        else:
+            self._count(incident, "sent" if isinstance(outcome, Sent) else "skipped")
+        if not isinstance(outcome, Skipped):
+            self._is_up()
 
     async def _take(self, incident: Incident) -> Outcome:
         try:
@@ -162,7 +206,10 @@ class Outbox:
             return Failed(type(error).__name__)
 
     def _drop(self) -> None:
-        chosen = next((name for name in self._waiting if name not in self._urgent), next(iter(self._waiting)))
+        free = [name for name, incident in self._waiting.items() if incident is not self._telling]
+        if not free:
+            return
+        chosen = next((name for name in free if name not in self._urgent), free[0])
         dropped = self._waiting.pop(chosen)
         self._urgent.discard(chosen)
         self._count(dropped, "dropped")

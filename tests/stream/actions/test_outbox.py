@@ -332,3 +332,109 @@ def test_an_action_that_must_see_every_change_sees_them_in_order() -> None:
         ("i-1", "open", 1), ("i-2", "open", 1), ("i-1", "escalated", 2), ("i-1", "resolved", 2)
     ]  # fmt: skip
     assert told == [("i-2", 2), ("i-1", 4)]
+
+
+class Slow(Scripted):
+    """Its other side answers when `answered` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: Sent())
+        self.asked, self.answered = asyncio.Event(), asyncio.Event()
+
+    async def execute(self, incident: Incident) -> Outcome:
+        self.asked.set()
+        await self.answered.wait()
+        return await super().execute(incident)
+
+
+def test_before_partitions_move_the_call_under_way_ends_and_no_other_begins() -> None:
+    told: list[str] = []
+
+    async def main() -> None:
+        clock, action = ManualClock(), Slow()
+        outbox = Outbox(action, 0.0, clock, Metrics(clock), lambda _, name, number: told.append(name))
+        outbox.put(change("i-1"), 1)
+        outbox.put(change("i-2"), 2)
+        await action.asked.wait()
+        resting = asyncio.create_task(outbox.rest(within_s=60))
+        await asyncio.sleep(0)
+        assert not resting.done()
+        action.answered.set()
+        await resting
+        assert told == ["i-1"]
+        outbox.put(change("i-3"), 3)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert told == ["i-1"]
+        outbox.go_on()
+        await outbox.close(within_s=5)
+
+    asyncio.run(main())
+    assert told == ["i-1", "i-2", "i-3"]
+
+
+def test_a_call_that_never_ends_does_not_hold_up_those_who_take_over_and_is_made_again() -> None:
+    async def main() -> list[str]:
+        clock, action = ManualClock(), Slow()
+        outbox = Outbox(action, 0.0, clock, Metrics(clock))
+        outbox.put(change("i-1"), 1)
+        await action.asked.wait()
+        await outbox.rest(within_s=0.01)
+        assert action.told == []
+        action.answered.set()
+        outbox.go_on()  # the partition has come back
+        await outbox.close(within_s=5)
+        return [name for name, *_ in action.told]
+
+    assert asyncio.run(main()) == ["i-1"]
+
+
+def test_nothing_is_told_before_this_process_may() -> None:
+    async def main() -> None:
+        clock, action, allowed = ManualClock(), Scripted(lambda _: Sent()), asyncio.Event()
+
+        async def may() -> None:
+            await allowed.wait()
+
+        outbox = Outbox(action, 0.0, clock, Metrics(clock), may=may)
+        outbox.put(change("i-1"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert action.told == []
+        allowed.set()
+        await outbox.close(within_s=5)
+        assert [name for name, *_ in action.told] == ["i-1"]
+
+    asyncio.run(main())
+
+
+def test_after_the_end_nothing_is_begun() -> None:
+    async def main() -> None:
+        clock, action = ManualClock(), Scripted(lambda _: Sent())
+        outbox = Outbox(action, 0.0, clock, Metrics(clock), lambda *_: pytest.fail("nothing was told"))
+        await outbox.close(within_s=5)
+        outbox.put(change("i-1"), 1)  # it is saved as still to be told
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert action.told == []
+
+    asyncio.run(main())
+
+
+def test_a_change_that_comes_during_the_call_is_told_after_it() -> None:
+    told: list[tuple[str, int]] = []
+
+    async def main() -> list[tuple[str, str, int]]:
+        clock, action = ManualClock(), Slow()
+        metrics = Metrics(clock)
+        outbox = Outbox(action, 0.0, clock, metrics, lambda _, name, number: told.append((name, number)))
+        outbox.put(change("i-1"), 1)
+        await action.asked.wait()
+        outbox.put(change("i-1", "resolved"), 2)
+        action.answered.set()
+        await outbox.close(within_s=5)
+        assert outcomes(metrics) == {"sent": 2}
+        return action.told
+
+    assert asyncio.run(main()) == [("i-1", "open", 1), ("i-1", "resolved", 1)]
+    assert told == [("i-1", 2)]
