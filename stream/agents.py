@@ -11,23 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from burnfuse.event import SEQUENCE_HEADER
 from detectors import registered
 from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Remembering, Tools, configured
 from stream.actions.outbox import Outbox
+from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one, record_of, take_batches
 from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby, on_kafka
 from stream.clock import Clock
 from stream.columns import Columns
@@ -37,11 +36,11 @@ from stream.errors import BrokerError, BurnfuseError, ConfigError, RejectedShare
 from stream.health import Health, Silence
 from stream.incidents import Change
 from stream.ingest.ingest import Record
-from stream.ingest.replayed import replayed
 from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics, PartitionState
 from stream.overload import Lag, Overload
 from stream.pipeline import make_ingest
+from stream.progress import Progress
 from stream.settings import Settings, secret
 from stream.stages import DetectStage, IncidentStage, IngestStage, Message, Topics, own, position_name
 from stream.state import origin
@@ -52,12 +51,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
-_STUCK_S = 2.0
-"""A partition that has records which do not come for so long may have been read elsewhere."""
-_IDLE_AFTER_S = 10.0
-"""An input partition idle for so long says so once and then keeps silent."""
-_TAKE_S = 0.05
-"""Far more than it takes to get an event that waits."""
 _ANSWER_S = 5.0
 """How long a broker may take to say where partitions end."""
 _LIST_S = 15.0
@@ -69,7 +62,6 @@ _LAST_CALLS_S = 10.0
 _CALL_S = 2.0
 """How long a rebalance waits for a call that is under way, say to Slack."""
 _LOOK_S = 0.05
-_FOR_EVER_MS = 1 << 62
 
 
 class _Sender:
@@ -92,153 +84,6 @@ class _Sender:
                 topic = self._topics[message.topic] = self._app.topic(message.topic, value_type=bytes, key_type=bytes)
             sent.append(await topic.send(key=message.key, value=message.value, partition=message.partition))
         return sent
-
-
-@dataclass(slots=True)
-class _Passed:
-    """Per partition of the input: where the next record stands, and when the newest was logged, ms."""
-
-    next: dict[int, int] = field(default_factory=dict)
-    newest: dict[int, int] = field(default_factory=dict)
-
-
-class _Progress:
-    """How far this worker has passed on each of its input partitions.
-
-    A partition with traffic tells by the records themselves. One that was read to its end is said to be
-    passed on up to a moment ago: `hold_s` covers records that are on their way to the broker.
-    """
-
-    def __init__(self, settings: Settings, topic: str, clock: Clock) -> None:
-        self._kafka, self._topic, self._clock = settings.kafka, topic, clock
-        self._consumer: Any = None
-        self._next: dict[int, int] = {}
-        self._newest: dict[int, int] = {}
-        self._active: dict[int, float] = {}
-        self._idle: set[int] = set()
-        self._under_way: Counter[int] = Counter()
-        self.assigned: set[int] = set()
-
-    async def start(self) -> None:
-        """Opens a consumer that only asks for offsets."""
-        consumer = AIOKafkaConsumer(
-            **for_aiokafka(self._kafka),
-            group_id=self._kafka.app_id,
-            enable_auto_commit=False,
-            client_id="burnfuse-progress",
-        )
-        # Its partitions are named by hand: it never joins the group, it only reads the group's offsets.
-        consumer.assign([TopicPartition(self._topic, 0)])
-        # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
-        consumer.pause(TopicPartition(self._topic, 0))
-        await consumer.start()
-        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
-        self._consumer = consumer
-
-    async def stop(self) -> None:
-        if self._consumer is not None:
-            await self._consumer.stop()
-
-    def passing_on(self, records: Sequence[Record]) -> _Passed:
-        """These records' messages are on their way to Kafka."""
-        passed = _Passed()
-        for record in records:
-            passed.next[record.source] = record.position + 1
-            passed.newest[record.source] = max(passed.newest.get(record.source, 0), record.log_ms)
-        self._under_way.update(list(passed.next))
-        return passed
-
-    def passed_on(self, passed: _Passed) -> None:
-        """They are on Kafka."""
-        self._under_way.subtract(list(passed.next))
-        now = self._clock.monotonic()
-        for partition, position in passed.next.items():
-            self._next[partition] = position
-            self._newest[partition] = max(self._newest.get(partition, 0), passed.newest[partition])
-            self._active[partition] = now
-            self._idle.discard(partition)
-
-    def is_news(self, partition: int) -> bool:
-        """Whether what `look` said of a partition still holds: nothing of it is on its way."""
-        return self._under_way[partition] <= 0
-
-    def reassign(self, partitions: set[int]) -> None:
-        """The input partitions this worker reads from now on."""
-        for partition in partitions ^ self.assigned:
-            for known in (self._next, self._newest, self._active):
-                known.pop(partition, None)
-            self._idle.discard(partition)
-        self.assigned = set(partitions)
-
-    async def look(self) -> dict[int, int]:
-        """Partition -> everything logged before this moment (ms) was passed on; only what is news."""
-        mine = sorted(self.assigned)
-        if not mine or self._consumer is None:
-            return {}
-        asked_ms = int(self._clock.now() * 1000)
-        partitions = [TopicPartition(self._topic, partition) for partition in mine]
-        ends = await self._consumer.end_offsets(partitions)
-        now, news = self._clock.monotonic(), {}
-        for partition, tp in zip(mine, partitions, strict=True):
-            done = self._next.get(partition)
-            if done is None:
-                # Nothing read since the start: where the group stands, or nothing at all.
-                begin = await self._consumer.committed(tp) or await self._begin(tp)
-                done = self._next.setdefault(partition, begin)  # records may have passed meanwhile
-            elif done < ends[tp] and now - self._active.setdefault(partition, now) >= _STUCK_S:
-                # Another worker may have had the partition for a while: what it passed on does not come here again.
-                begin = await self._consumer.committed(tp) or 0
-                if begin > self._next.get(partition, 0):
-                    done = self._next[partition] = begin
-                    self._active[partition] = now
-            if done < ends[tp]:
-                if partition in self._newest:
-                    news[partition] = self._newest[partition]
-                continue
-            quiet = now - self._active.setdefault(partition, now)
-            if quiet < _IDLE_AFTER_S:
-                news[partition] = max(asked_ms - int(self._kafka.hold_s * 1000), self._newest.get(partition, 0))
-            elif partition not in self._idle:
-                self._idle.add(partition)
-                news[partition] = _FOR_EVER_MS
-        return news
-
-    async def ends(self, partitions: Iterable[Any]) -> dict[Any, int]:
-        """Partition -> offset after its last record.
-
-        Raises:
-            KafkaError: no broker answers.
-        """
-        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
-        if not asked or self._consumer is None:
-            return {}
-        found = await self._consumer.end_offsets(list(asked))
-        return {tp: found[key] for key, tp in asked.items()}
-
-    async def topics(self) -> set[str]:
-        """All topics there are.
-
-        Raises:
-            KafkaError: no broker answers.
-        """
-        found: set[str] = await self._consumer.topics() if self._consumer is not None else set()
-        return found
-
-    async def committed(self, partitions: Iterable[Any]) -> dict[Any, int]:
-        """Partition -> where the group stands.
-
-        Raises:
-            KafkaError: no broker answers.
-        """
-        asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
-        if not asked:
-            return {}
-        begin = await self._consumer.beginning_offsets(list(asked))
-        return {tp: await self._consumer.committed(key) or begin[key] for key, tp in asked.items()}
-
-    async def _begin(self, tp: TopicPartition) -> int:
-        begin: int = (await self._consumer.beginning_offsets([tp]))[tp]
-        return begin
 
 
 class _Calibration:
@@ -281,120 +126,6 @@ class _Calibration:
             log.warning("%s: a record was skipped: %s", self._topic, error)
 
 
-Ending: TypeAlias = Callable[[], Awaitable[None]]
-"""The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
-
-
-class _Hands:
-    """What one agent has in hand: the batch it works on, and the one before, whose messages are on their way.
-
-    Computing a batch and waiting for Kafka overlap; a third batch has to wait.
-    """
-
-    def __init__(self, app: Any, name: str) -> None:
-        self._app, self._name = app, name
-        self._busy = asyncio.Lock()
-        self._ending: asyncio.Future[None] | None = None
-
-    async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
-        """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
-        stops the worker."""
-        if self._app.ended_by is not None:  # nothing is begun any more; it comes again
-            return
-        async with self._busy:
-            try:
-                ending = await self._safely(work())
-            except BurnfuseError:
-                return
-            await self._ended()
-            self._ending = asyncio.ensure_future(self._safely(ending()))
-
-    async def empty(self) -> None:
-        """Waits until nothing is in hand."""
-        async with self._busy:
-            await self._ended()
-
-    async def _ended(self) -> None:
-        ending, self._ending = self._ending, None
-        if ending is not None:
-            await ending
-
-    async def _safely(self, half: Awaitable[T]) -> T:
-        try:
-            return await half
-        except Exception as error:
-            if isinstance(error, BurnfuseError):
-                _end_in_order(self._app, error)  # it says by itself what is wrong
-                raise
-            told = f"{self._name} failed; the worker stops, nothing of this batch is lost"
-            # What Kafka refuses is explained at the end; where in here it was refused tells nobody anything.
-            log.critical(told, exc_info=not isinstance(error, KafkaError))
-            await self._app.crash(error)
-            raise
-
-
-def _end_in_order(app: Any, error: BurnfuseError) -> None:
-    """All else is well, so the worker stops as if it were asked to: after a crash Faust may wait for ever for a
-    commit by a thread that is gone."""
-    if app.ended_by is None:
-        app.ended_by = error
-        signal.raise_signal(signal.SIGTERM)
-
-
-async def _batches(
-    app: Any,
-    stream: Any,
-    settings: Settings,
-    hands: _Hands,
-    work: Callable[[list[Any]], Awaitable[Ending]],
-) -> None:
-    """Hands batches of events to `work`; what goes wrong there stops the worker.
-
-    A batch is what waits at the moment, so the slower the work, the larger the batches. Faust would restart a
-    failing agent and go on after the batch. Its events must not be acknowledged, so that whoever takes over
-    sees them again.
-    """
-    stream = stream.noack()
-    events = aiter(stream.events())
-
-    def following() -> asyncio.Future[Any]:
-        return asyncio.ensure_future(anext(events, None))
-
-    def current(batch: list[Any]) -> Awaitable[Ending]:
-        # What was taken before partitions moved comes again, to whoever has them now.
-        now = app.consumer_generation_id if app.flow_control.is_active() else None
-        return work([event for event in batch if event.message.generation_id == now])
-
-    coming = following()
-    try:
-        while (event := await coming) is not None:
-            batch, records = [], 0
-            while event is not None:
-                batch.append(event)
-                records += len(event.message.value)
-                coming, event = following(), None
-                if records < settings.kafka.batch_records and not stream.channel.queue.empty():
-                    # At a rebalance what waits is thrown away: nobody may wait for it with a batch in hand.
-                    await asyncio.wait([coming], timeout=_TAKE_S)
-                    event = coming.result() if coming.done() else None
-            await hands.do(partial(current, batch))
-    finally:
-        coming.cancel()
-
-
-class _Run:
-    """Acknowledges events when all of their parts are done."""
-
-    def __init__(self, events: Sequence[Any], parts: int) -> None:
-        self._events, self._left = events, parts
-
-    def done(self) -> None:
-        self._left -= 1
-        if not self._left:
-            for event in self._events:
-                event.ack()
-
-
 def attach(
     app: Any,
     settings: Settings,
@@ -427,7 +158,8 @@ def attach(
         return run
 
     send = _Sender(app)
-    hands = {name: _Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
+    most = settings.kafka.batch_records
+    hands = {name: Hands(app, name) for name in ("ingest", "watch", "graph", "incidents")}
 
     def topic(name: str) -> Any:
         return app.topic(name, value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
@@ -437,7 +169,7 @@ def attach(
     ingest = make_ingest(settings, position_name(topics.usage), clock, secret("hash_key"))
     share = share or RejectedShare(settings.input, topics.usage, topics.dead)
     ingest_stage = IngestStage(topics, ingest, counts[topics.usage], counts[topics.events], share, metrics)
-    progress = _Progress(settings, topics.usage, clock)
+    progress = Progress(settings, topics.usage, clock)
     # A heartbeat must not overtake the events it speaks of.
     ingest_lock = asyncio.Lock()
 
@@ -466,7 +198,7 @@ def attach(
 
     async def crash(error: BaseException) -> None:
         if isinstance(error, BurnfuseError):
-            _end_in_order(app, error)
+            end_in_order(app, error)
         else:
             await app.crash(error)
 
@@ -500,7 +232,7 @@ def attach(
             elif kept is not None:
                 kept.held += mine
                 app.consumer.pause_partitions({mine[0].message.tp})
-        return partial(_one_by_one, begun)
+        return partial(one_by_one, begun)
 
     async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]) -> None:
         """What waited for a partition to be restored is worked on, and more is read."""
@@ -516,7 +248,7 @@ def attach(
     @app.agent(topic(topics.usage), name="ingest")
     async def ingest_agent(stream: Any) -> None:
         work = timed("ingest", keyed_batch if keyed else ingest_batch)
-        await _batches(app, stream, settings, hands["ingest"], work)
+        await take_batches(app, stream, most, hands["ingest"], work)
 
     async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
         try:
@@ -526,7 +258,7 @@ def attach(
             raise
 
     async def ingest_batch(events: list[Any]) -> Ending:
-        records = [_record(raw) for event in events for raw in event.message.value]
+        records = [record_of(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
             sent = await send.begin(await taken(records, ingest_stage.process))
@@ -543,7 +275,7 @@ def attach(
         return await by_partition(topics.usage, events, keyed_events)
 
     async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
-        records = [_record(raw) for event in events for raw in event.message.value]
+        records = [record_of(raw) for event in events for raw in event.message.value]
         async with ingest_lock:
             passed = progress.passing_on(records)
             messages, handed = await taken(records, ingest_stage.hand_over)
@@ -552,7 +284,7 @@ def attach(
         stepped = []
         for packed in handed.values():  # of one partition, the keeper's
             if kept.stage is not None:
-                kept.stage.take(packed, _Run(events, parts=1), events[-1].message.offset)
+                kept.stage.take(packed, Run(events, parts=1), events[-1].message.offset)
                 stepped.append(await step(kept))
 
         async def ending() -> None:
@@ -620,7 +352,7 @@ def attach(
                 if still := gone & before:
                     # Faust would wait for them for ever.
                     names = ", ".join(sorted(still))
-                    _end_in_order(app, BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
+                    end_in_order(app, BrokerError(f"topics were deleted ({names}): run `burnfuse topics`"))
 
     @app.timer(interval=1.0)
     async def look_around() -> None:
@@ -686,7 +418,7 @@ def attach(
         if (chosen := kept.stage) is not None:
             letters = []
             for event in events:
-                run = _Run([event], parts=len(event.message.value))
+                run = Run([event], parts=len(event.message.value))
                 letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
             kept.sends(await send.begin([letter for letter in letters if letter is not None]))
         return await step(kept)
@@ -699,12 +431,12 @@ def attach(
         @app.agent(topic(topics.events), name="watch")
         async def watch_agent(stream: Any) -> None:
             work = timed("watch", partial(detect_batch, topics.events))
-            await _batches(app, stream, settings, hands["watch"], work)
+            await take_batches(app, stream, most, hands["watch"], work)
 
     @app.agent(topic(topics.graph), name="graph")
     async def graph_agent(stream: Any) -> None:
         work = timed("graph", partial(detect_batch, topics.graph))
-        await _batches(app, stream, settings, hands["graph"], work)
+        await take_batches(app, stream, most, hands["graph"], work)
 
     async def resume(kept: Keeper[DetectStage]) -> None:
         if kept.stage is not None:
@@ -827,18 +559,18 @@ def attach(
 
     @app.agent(topic(topics.findings), name="incidents")
     async def incident_agent(stream: Any) -> None:
-        await _batches(app, stream, settings, hands["incidents"], timed("incidents", incident_batch))
+        await take_batches(app, stream, most, hands["incidents"], timed("incidents", incident_batch))
 
     async def incident_batch(events: list[Any]) -> Ending:
         try:
             return await by_partition(topics.findings, events, tell_findings)
         except FencedError:  # its keeper is told so as well
-            return _nothing
+            return nothing
 
     async def tell_findings(kept: Keeper[IncidentStage], events: list[Any]) -> Ending:
         chosen = kept.stage
         if chosen is None:
-            return _nothing
+            return nothing
         async with kept.order:
             changes, letters = [], []
             for raw in (raw for event in events for raw in event.message.value):
@@ -846,12 +578,12 @@ def attach(
                 changes += changed
                 letters += [letter] if letter is not None else []
             begun = [(chosen.begin(change, acts), change) for change in changes]
-            kept.covered([_Run([event], parts=1) for event in events])
+            kept.covered([Run([event], parts=1) for event in events])
             kept.sends(await send.begin(letters))
         for source in chosen.incidents.sources:
             heard[source] = clock.monotonic()
         await tell(kept, chosen, begun)
-        return _nothing
+        return nothing
 
     @app.timer(interval=1.0)
     async def resolve_quiet() -> None:
@@ -920,36 +652,6 @@ def attach(
         @app.task
         async def follow_states() -> None:
             await standby.follow()
-
-
-async def _nothing() -> None:
-    """There is nothing to wait for."""
-
-
-async def _one_by_one(endings: Iterable[Ending]) -> None:
-    for ending in endings:
-        await ending()
-
-
-def _record(raw: Any) -> Record:
-    if not raw.headers:
-        return Record(raw.value, raw.partition, raw.offset, raw.timestamp)
-    return Record(
-        value=raw.value,
-        source=raw.partition,
-        position=raw.offset,
-        log_ms=raw.timestamp,
-        sequence=_sequence(raw.headers),
-        replayed=replayed(raw.headers),
-    )
-
-
-def _sequence(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
-    """The sequence number in a record's headers, 0 if there is none."""
-    for name, value in headers or ():
-        if name == SEQUENCE_HEADER and value is not None and len(value) == 8:
-            return int.from_bytes(value, "big") & ((1 << 63) - 1)
-    return 0
 
 
 def _publisher(send: _Sender) -> Callable[[str, bytes, bytes], Any]:

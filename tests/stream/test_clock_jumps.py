@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from stream.agents import _Progress
 from stream.clock import ManualClock
 from stream.engine import WATCH
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
+from stream.progress import Progress
 from stream.settings import default_settings
 from stream.stages import DetectStage, IngestStage, Topics, position_name
 
@@ -46,7 +46,7 @@ def record(n: int, logged_s: float) -> Record:
 @pytest.mark.parametrize("jump", HOURS)
 def test_what_a_partition_was_read_to_never_falls_behind_its_newest_record(jump: float) -> None:
     clock = Jumping(BEGIN_S)
-    progress = _Progress(SETTINGS, TOPICS.usage, clock)
+    progress = Progress(SETTINGS, TOPICS.usage, clock)
     progress._consumer = Offsets()
     progress.reassign({0})
     progress.passed_on(progress.passing_on([record(0, BEGIN_S)]))

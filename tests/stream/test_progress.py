@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from stream.agents import _Progress
 from stream.clock import ManualClock
 from stream.ingest.ingest import Record
+from stream.progress import Progress
 from stream.settings import default_settings
 
 SETTINGS = default_settings()
@@ -28,10 +28,10 @@ class Group:
         return self.done
 
 
-def reading(group: Group) -> tuple[_Progress, ManualClock]:
+def reading(group: Group) -> tuple[Progress, ManualClock]:
     """A worker that has passed on the records 0 to 4, logged at 100 s, and nothing since."""
     clock = ManualClock(100.0)
-    progress = _Progress(SETTINGS, "usage", clock)
+    progress = Progress(SETTINGS, "usage", clock)
     progress._consumer = group
     progress.reassign({0})
     progress.passed_on(progress.passing_on([Record(b"{}", 0, n, log_ms=100_000) for n in range(5)]))

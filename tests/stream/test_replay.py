@@ -9,7 +9,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from burnfuse.event import SEQUENCE_HEADER
-from stream.agents import _sequence
+from stream.batches import sequence_of
 from stream.clock import ManualClock
 from stream.replay import run
 from stream.settings import KafkaSettings
@@ -44,9 +44,9 @@ def test_records_arrive_as_they_are_keyed_by_agent_and_numbered(broker: str, top
     path.write_text("\n".join(lines))
     done = replay(str(path), "--broker", broker, "--topic", topic)
     assert done.returncode == 0, done.stderr
-    records = sorted(read(broker, topic), key=lambda r: _sequence(r.headers))
+    records = sorted(read(broker, topic), key=lambda r: sequence_of(r.headers))
     assert [r.value.decode() for r in records] == lines
-    assert [_sequence(r.headers) for r in records] == list(range(1, 42))
+    assert [sequence_of(r.headers) for r in records] == list(range(1, 42))
     assert [r.key for r in records[:4]] == [b"a0", b"a1", b"a2", b"a3"]
     assert records[-1].key is None
     assert len({r.partition for r in records if r.key == b"a0"}) == 1
@@ -81,6 +81,6 @@ def test_what_is_wrong_is_said_in_one_line(args: list[str], code: int, word: str
 
 
 def test_other_headers_are_no_sequence_numbers() -> None:
-    assert _sequence(None) == 0
-    assert _sequence([("x", b"12345678"), (SEQUENCE_HEADER, b"short")]) == 0
-    assert _sequence([("x", None), (SEQUENCE_HEADER, (7).to_bytes(8, "big"))]) == 7
+    assert sequence_of(None) == 0
+    assert sequence_of([("x", b"12345678"), (SEQUENCE_HEADER, b"short")]) == 0
+    assert sequence_of([("x", None), (SEQUENCE_HEADER, (7).to_bytes(8, "big"))]) == 7
