@@ -333,6 +333,7 @@ def attach(
         """Where the partitions end: whoever answers is also known to be there."""
         nonlocal gone, listed
         found: dict[Any, int] = {}
+        asked = clock.monotonic()
         with suppress(KafkaError, TimeoutError):
             found = await asyncio.wait_for(progress.ends(mine), _ANSWER_S)
             begun.update(await asyncio.wait_for(progress.committed(mine - begun.keys()), _ANSWER_S))
@@ -340,6 +341,9 @@ def attach(
         ends.update(found)
         if found:
             health.answered()
+        for tp, end in found.items():
+            if isinstance(chosen := restored(tp), DetectStage):
+                chosen.read_up_to(end, asked)
         now = clock.monotonic()
         if found and not gone and now - listed < _LIST_S:
             return

@@ -75,8 +75,9 @@ class Sequencer(Generic[Token]):
     """Merges packed records into one ordered stream.
 
     Args:
-        silent_s: An input partition not heard of for so long holds back nobody any more, s: its reader
-            is gone, and whoever takes over will say so.
+        silent_s: An input partition not heard of for so long holds back nobody any more, s: nobody reads it, and
+            whoever takes over will say so. Only time up to which everything has been read here counts (`read_up_to`):
+            while Kafka does not answer, or this reader is behind, nobody can be heard.
     """
 
     def __init__(self, clock: Clock, silent_s: float) -> None:
@@ -108,6 +109,7 @@ class Sequencer(Generic[Token]):
         self._partitions = position.partitions
         self._progress = dict(position.progress)
         self._heard = dict.fromkeys(position.progress, now)
+        self._read_up_to = float("-inf")
         self._started = now if position.partitions else None
         self._next = position.first
         self._marks = np.full(1 + max(position.marks, default=-1), -1, np.int64)
@@ -157,6 +159,11 @@ class Sequencer(Generic[Token]):
             self._progress[source] = ms
             self._heard[source] = now
 
+    def read_up_to(self, end: int, moment: float) -> None:
+        """At this moment (of the monotonic clock, s) the log ended at this offset."""
+        if self._next >= end:
+            self._read_up_to = max(self._read_up_to, moment)
+
     def _mark(self, columns: Columns) -> Bools:
         """(n,) which events have not been seen; they are from now on."""
         source = columns.numbers["source"]
@@ -201,9 +208,9 @@ class Sequencer(Generic[Token]):
         """Everything logged before this moment (ms) has come."""
         if self._started is None:
             return -_FAR
-        now, limit = self._clock.monotonic(), _FAR
+        limit = _FAR
         for source in range(self._partitions):
-            if now - self._heard.get(source, self._started) < self._silent_s:
+            if self._read_up_to - self._heard.get(source, self._started) < self._silent_s:
                 limit = min(limit, self._progress.get(source, -_FAR))
         return limit
 

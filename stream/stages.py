@@ -48,7 +48,8 @@ from stream.wire import decode_finding, encode_finding, incident_json
 _MAX_PACKED_BYTES = 900_000
 """Packed records are split below this; brokers take 1 MiB unless told otherwise."""
 
-_SILENT_S = 10.0
+_TAKE_OVER_S = 20.0
+"""Once a worker counts as gone, its partitions are read again within this time."""
 
 _FINDINGS_KEPT = 1 << 16
 """Findings remembered, at least, to know those that are sent again: seconds of the worst storm."""
@@ -247,7 +248,7 @@ class DetectStage:
         self._tells_rejects = tuple(scopes) == WATCH
         self.engine = Engine(settings, scopes, position_name(topics.usage))
         self._clock = clock
-        self._sequencer: Sequencer[Any] = Sequencer(clock, _SILENT_S)
+        self._sequencer: Sequencer[Any] = Sequencer(clock, settings.kafka.session_timeout_s + _TAKE_OVER_S)
         self._told_clock = float("-inf")
         self._state = DetectState(self.engine, name)
 
@@ -309,6 +310,10 @@ class DetectStage:
             self._sequencer.hear(packed)
         else:
             self._sequencer.add(packed, token, offset, packed.columns.numbers["position"])
+
+    def read_up_to(self, end: int, moment: float) -> None:
+        """At this moment (of the monotonic clock, s) the partition ended at this offset."""
+        self._sequencer.read_up_to(end, moment)
 
     def step(self) -> tuple[list[Message], list[Any]]:
         """Messages to send, and then the tokens of the records that are done."""

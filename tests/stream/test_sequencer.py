@@ -69,7 +69,20 @@ def test_a_partition_nobody_reads_any_more_holds_back_nobody_for_long() -> None:
     sequencer.add(packed(Columns.empty(), p0=10), "still here")
     assert ids(sequencer.ready()[0]) == []
     clock.advance(1)
+    sequencer.read_up_to(2, clock.monotonic())
     assert ids(sequencer.ready()[0]) == ["a"]
+
+
+def test_while_kafka_does_not_answer_or_the_reader_is_behind_nobody_counts_as_gone() -> None:
+    sequencer, clock = make()
+    sequencer.add(packed(events(("a", 0, 5)), p0=9), "first")
+    sequencer.read_up_to(1, clock.monotonic())
+    clock.advance(100 * SILENT_S)
+    assert ids(sequencer.ready()[0]) == []
+    sequencer.read_up_to(2, clock.monotonic())  # a record waits: it may be the other partition's
+    assert ids(sequencer.ready()[0]) == []
+    sequencer.add(packed(events(("b", 1, 4)), p0=9, p1=9), "second")
+    assert ids(sequencer.ready()[0]) == ["b", "a"]
 
 
 def test_what_comes_after_its_turn_goes_on_at_once() -> None:
