@@ -202,7 +202,7 @@ def attach(
         else:
             await app.crash(error)
 
-    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, pause, read_from)
+    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, send.begin, pause, read_from)
     keepers: dict[Place, Keeper[Any]] = {}
 
     def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:
@@ -404,28 +404,18 @@ def attach(
         return made
 
     async def step(kept: Keeper[DetectStage]) -> Ending:
-        sent: Sequence[Awaitable[Any]] = ()
-        # A partition's clock must not overtake its findings: their incident would be resolved before they come.
-        async with kept.order:
-            if (chosen := kept.stage) is not None:
-                messages, done = chosen.step()
-                kept.covered(done)
-                sent = await send.begin(messages)
-                kept.sends(sent)
-
-        async def ending() -> None:
-            await on_kafka(sent)
-
-        return ending
+        return partial(on_kafka, await kept.work(DetectStage.step))
 
     async def detect(kept: Keeper[DetectStage], events: Sequence[Any]) -> Ending:
-        if (chosen := kept.stage) is not None:
+        def take(chosen: DetectStage) -> tuple[list[Message], list[Any]]:
             letters = []
             for event in events:
                 run = Run([event], parts=len(event.message.value))
                 letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
-            kept.sends(await send.begin([letter for letter in letters if letter is not None]))
-        return await step(kept)
+            messages, done = chosen.step()
+            return [letter for letter in letters if letter is not None] + messages, done
+
+        return partial(on_kafka, await kept.work(take))
 
     async def detect_batch(name: str, events: Sequence[Any]) -> Ending:
         return await by_partition(name, events, detect)
@@ -452,14 +442,17 @@ def attach(
         else:
             await catch_up(kept, detect)
 
+    def tell_clock(chosen: DetectStage) -> tuple[list[Message], list[Any]]:
+        message = chosen.clock_message()
+        return ([] if message is None else [message]), []
+
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
         for kept in list(keepers.values()):
             if isinstance(kept.stage, DetectStage) and kept.stage.waiting:
                 await (await step(kept))()  # for an input partition that nobody reads any more
-            async with kept.order:
-                if isinstance(kept.stage, DetectStage) and (message := kept.stage.clock_message()) is not None:
-                    await send([message])
+            if isinstance(kept.stage, DetectStage):
+                await on_kafka(await kept.work(tell_clock))
 
     def use(new: FleetFigures) -> None:
         nonlocal figures
@@ -575,15 +568,17 @@ def attach(
         chosen = kept.stage
         if chosen is None:
             return nothing
-        async with kept.order:
-            changes, letters = [], []
+        begun: list[tuple[int, Change]] = []
+
+        def fold(chosen: IncidentStage) -> tuple[list[Message], list[Any]]:
+            letters = []
             for raw in (raw for event in events for raw in event.message.value):
-                changed, letter = chosen.process(raw.value, raw.offset)
-                changes += changed
+                changes, letter = chosen.process(raw.value, raw.offset)
+                begun.extend((chosen.begin(change, acts), change) for change in changes)
                 letters += [letter] if letter is not None else []
-            begun = [(chosen.begin(change, acts), change) for change in changes]
-            kept.covered([Run([event], parts=1) for event in events])
-            kept.sends(await send.begin(letters))
+            return letters, [Run([event], parts=1) for event in events]
+
+        await kept.work(fold)
         for source in chosen.incidents.sources:
             heard[source] = clock.monotonic()
         await tell(kept, chosen, begun)
@@ -601,8 +596,7 @@ def attach(
             if silent >= 1.0:
                 heard[source] = now
                 async with kept.order:
-                    changes = chosen.incidents.idle(silent, source)
-                    begun = [(chosen.begin(change, acts), change) for change in changes]
+                    begun = [(chosen.begin(change, acts), change) for change in chosen.incidents.idle(silent, source)]
                 with suppress(FencedError):
                     await tell(kept, chosen, begun)
 

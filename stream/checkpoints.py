@@ -250,6 +250,7 @@ class Keeping:
     Attributes:
         interval_s: Time between checkpoints of a partition.
         crash: Stops the worker.
+        send: Hands messages to the producer; each of the results is done when Kafka has its message.
         pause: Reads no more of a partition.
         read_from: Reads a partition again, from an offset on.
     """
@@ -259,6 +260,7 @@ class Keeping:
     interval_s: float
     standby: Standby | None
     crash: Callable[[BaseException], Awaitable[None]]
+    send: Callable[[Iterable[Message]], Awaitable[Sequence[Awaitable[Any]]]]
     pause: Callable[[Place], None]
     read_from: Callable[[Place, int], Awaitable[None]]
     restoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
@@ -304,9 +306,35 @@ class Keeper(Generic[S]):
         """Whether the latest checkpoint that went through, and was not fenced, is no older than this."""
         return self.stage is not None and self._clock.monotonic() - self._saved_at <= seconds
 
-    def covered(self, tokens: Iterable[Token]) -> None:
-        """These records' outcome is on Kafka, and part of the state: they are done when that is saved."""
-        self._done += tokens
+    async def work(self, do: Callable[[S], tuple[Iterable[Message], Iterable[Token]]]) -> Sequence[Awaitable[Any]]:
+        """Does something with the stage, and sends what that leads to: both or nothing, for who waits may be
+        cancelled, at a rebalance.
+
+        Args:
+            do: Gives messages to send, and records that are part of the state from now on: they are done when it
+                is saved.
+
+        Returns:
+            The messages that are on their way; none if the stage is not here.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._work(do)))
+
+    async def _work(self, do: Callable[[S], tuple[Iterable[Message], Iterable[Token]]]) -> Sequence[Awaitable[Any]]:
+        async with self.order:
+            if (stage := self.stage) is None:
+                return ()
+            messages, done = do(stage)
+            try:
+                sent = await self._keeping.send(messages)
+            except Exception as error:
+                # What the stage knows now must not be saved without what it led to.
+                failed = asyncio.get_running_loop().create_future()
+                failed.set_exception(error)
+                self._sending.append(failed)
+                raise
+            self._done += done
+            self.sends(sent)
+            return sent
 
     def sends(self, futures: Iterable[Awaitable[Any]]) -> None:
         """These messages are on their way: nothing that led to them is saved before Kafka has them."""

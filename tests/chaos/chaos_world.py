@@ -172,6 +172,11 @@ class Worker:
         if self._process is not None:
             self._process.send_signal(number)
 
+    def tell_tasks(self) -> None:
+        """Has it write what each of its tasks waits for to its log."""
+        self.send(signal.SIGUSR1)
+        time.sleep(1.0)
+
     def kill(self) -> None:
         """Kill -9."""
         if self._process is not None:

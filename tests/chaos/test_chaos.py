@@ -100,6 +100,9 @@ def settled(world: World, expected: Outcome, told: list[str]) -> list[str]:
     until(complete, PATIENCE_S, every_s=1.0)
     told.append(f"         {len(differences)} differences {time.monotonic() - begun:.1f} s later")
     time.sleep(1.0)  # what comes twice may come late
+    if differences:
+        for worker in world.workers:
+            worker.tell_tasks()
     for worker in world.workers:
         worker.stop()
     for worker in world.workers:
