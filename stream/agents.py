@@ -38,7 +38,7 @@ from stream.incidents import Change
 from stream.ingest.ingest import Record
 from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics, PartitionState
-from stream.overload import Lag, Overload
+from stream.overload import Lag, Overload, patience_s
 from stream.pipeline import make_ingest
 from stream.progress import Progress
 from stream.settings import Settings, secret
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
+_STEP_S = 0.1
 _ANSWER_S = 5.0
 """How long a broker may take to say where partitions end."""
 _LIST_S = 15.0
@@ -285,7 +286,8 @@ def attach(
         for packed in handed.values():  # of one partition, the keeper's
             if kept.stage is not None:
                 kept.stage.take(packed, Run(events, parts=1), events[-1].message.offset)
-                stepped.append(await step(kept))
+                if kept.stage.due(patience):
+                    stepped.append(await step(kept))
 
         async def ending() -> None:
             await on_kafka(sent)
@@ -314,7 +316,6 @@ def attach(
                 kept = keepers.get((watched, partition))
                 if kept is not None and kept.stage is not None:
                     kept.stage.take(own(Columns.empty(), ms), None)
-                    await (await step(kept))()
 
     # ---------------------------------------------------------------------------- how the worker is
 
@@ -322,6 +323,7 @@ def attach(
     ends: dict[Any, int] = {}
     begun: dict[Any, int] = {}
     behind: Lag[Any] = Lag()
+    patience = 0.0
     overload, silence = Overload(settings.overload), Silence(_SILENT_S)
 
     needed = {topics.usage, topics.events, topics.graph, topics.findings}
@@ -360,11 +362,13 @@ def attach(
 
     @app.timer(interval=1.0)
     async def look_around() -> None:
+        nonlocal patience
         now = clock.monotonic()
         done = {tp: at if (at := app.consumer.done(tp)) is not None else first for tp, first in begun.items()}
         # Records whose state is yet to be saved have been worked on all the same.
         done |= {tp: max(done[tp], chosen.first) for tp in done if (chosen := restored(tp)) is not None}
         lags = behind.look({tp: end for tp, end in ends.items() if tp in mine}, done, now)
+        patience = patience_s(lag_s for _, lag_s in lags.values())
         was = overload.on
         # Where Kafka is silent the worker is not too slow; what that has cost is seen when it answers again.
         if not silence.look(health.silence_s()):
@@ -412,7 +416,7 @@ def attach(
             for event in events:
                 run = Run([event], parts=len(event.message.value))
                 letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
-            messages, done = chosen.step()
+            messages, done = chosen.step() if chosen.due(patience) else ([], [])
             return [letter for letter in letters if letter is not None] + messages, done
 
         return partial(on_kafka, await kept.work(take))
@@ -446,10 +450,16 @@ def attach(
         message = chosen.clock_message()
         return ([] if message is None else [message]), []
 
+    @app.timer(interval=_STEP_S)
+    async def step_what_is_due() -> None:
+        for kept in list(keepers.values()):
+            if isinstance(kept.stage, DetectStage) and kept.stage.due(patience):
+                await (await step(kept))()
+
     @app.timer(interval=1.0)
     async def tell_clocks() -> None:
         for kept in list(keepers.values()):
-            if isinstance(kept.stage, DetectStage) and kept.stage.waiting:
+            if isinstance(kept.stage, DetectStage) and kept.stage.waiting and not kept.stage.due(0.0):
                 await (await step(kept))()  # for an input partition that nobody reads any more
             if isinstance(kept.stage, DetectStage):
                 await on_kafka(await kept.work(tell_clock))

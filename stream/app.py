@@ -24,6 +24,7 @@ from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics
 from stream.settings import Settings
 from stream.stages import Topics
+from stream.tasks import waiting_for
 from stream.topics import layout
 from stream.transport import Transport
 
@@ -134,6 +135,17 @@ def _end(app: Any) -> None:
     end_at_once()
 
 
+class _Worker(Worker):
+    """Signals of mode's own would end the worker (USR1), or stop it for good in a debugger (USR2)."""
+
+    def _on_sigusr1(self) -> None:
+        for line in waiting_for():
+            log.warning("task %s", line)
+
+    def _on_sigusr2(self) -> None:
+        self._on_sigusr1()
+
+
 def run(settings: Settings) -> None:
     """Runs a worker until it gets SIGINT or SIGTERM.
 
@@ -151,7 +163,7 @@ def run(settings: Settings) -> None:
             log.info("health and metrics on port %d", port)
         app = build(settings, folder, metrics, health)
         # mode's own logging would write plain text to standard output.
-        worker = Worker(_Pulse(health, app), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        worker = _Worker(_Pulse(health, app), app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
         try:
             worker.execute_from_commandline()
         except SystemExit:

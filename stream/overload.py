@@ -22,6 +22,8 @@ _NOTES = 600
 hour behind is known to a few seconds."""
 _REMIND_S = 300.0
 
+_PROMPT_S, _LONGEST_WAIT_S = 1.0, 2.0
+
 P = TypeVar("P", bound=Hashable)
 
 
@@ -79,6 +81,15 @@ class Lag(Generic[P]):
                 known.reached = now
             told[partition] = (max(0, end - at), now - known.reached)
         return told
+
+
+def patience_s(lags_s: Iterable[float]) -> float:
+    """How long events may wait for others to be judged together with: not at all while the worker keeps up, and up to
+    2 s where it is behind. An event in a large batch costs a third of one in a small one, so it catches up sooner.
+
+    Waiting adds to the lag; as only half of that is waited for, it does not feed itself.
+    """
+    return min(max(0.0, max(lags_s, default=0.0) - _PROMPT_S) / 2, _LONGEST_WAIT_S)
 
 
 class Overload:

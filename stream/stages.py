@@ -37,8 +37,7 @@ from stream.state import (
     Origin,
     Page,
     Saved,
-    check_origin,
-    decode,
+    manifest_of,
     refuse_versions,
     shapes,
 )
@@ -48,6 +47,8 @@ from stream.wire import decode_finding, encode_finding, incident_json
 _MAX_PACKED_BYTES = 900_000
 """Packed records are split below this; brokers take 1 MiB unless told otherwise."""
 
+_ENOUGH = 16_000
+"""Events of a partition that are a large batch: twice as many cost hardly less per event (benchmarks.stages)."""
 _TAKE_OVER_S = 20.0
 """Once a worker counts as gone, its partitions are read again within this time."""
 
@@ -249,6 +250,8 @@ class DetectStage:
         self.engine = Engine(settings, scopes, position_name(topics.usage))
         self._clock = clock
         self._sequencer: Sequencer[Any] = Sequencer(clock, settings.kafka.session_timeout_s + _TAKE_OVER_S)
+        self._fresh, self._since = 0, float("-inf")
+        """Events taken in since the latest step, and when the first of them was."""
         self._told_clock = float("-inf")
         self._state = DetectState(self.engine, name)
 
@@ -298,6 +301,7 @@ class DetectStage:
             self._metrics.rejected([reject])
             packed, letter = self._sequencer.nothing(), dead_letter(self._topics, reject, self.name)
         self._sequencer.add(packed, token, offset)
+        self._taken(packed)
         return letter
 
     def take(self, packed: Packed, token: Any, offset: int | None = None) -> None:
@@ -310,6 +314,16 @@ class DetectStage:
             self._sequencer.hear(packed)
         else:
             self._sequencer.add(packed, token, offset, packed.columns.numbers["position"])
+        self._taken(packed)
+
+    def _taken(self, packed: Packed) -> None:
+        if not self._fresh:
+            self._since = self._clock.monotonic()
+        self._fresh += max(1, len(packed.columns))  # progress is news, too
+
+    def due(self, patience_s: float) -> bool:
+        """Whether it is time for a step: there is news, and enough of it, or it has waited for so long, s."""
+        return self._fresh >= _ENOUGH or (self._fresh > 0 and self._clock.monotonic() - self._since >= patience_s)
 
     def read_up_to(self, end: int, moment: float) -> None:
         """At this moment (of the monotonic clock, s) the partition ended at this offset."""
@@ -317,6 +331,7 @@ class DetectStage:
 
     def step(self) -> tuple[list[Message], list[Any]]:
         """Messages to send, and then the tokens of the records that are done."""
+        self._fresh = 0
         columns, done = self._sequencer.ready()
         result = self.engine.process(columns)
         self._metrics.found(result.findings)
@@ -383,11 +398,9 @@ class DetectStage:
         Raises:
             SavedStateError: it cannot be used.
         """
-        value = saved.pages.get(MANIFEST)
-        if value is None:
+        manifest = manifest_of(saved, DetectManifest, origin, self.name)
+        if manifest is None:
             return
-        manifest = decode(value, DetectManifest, self.name)
-        check_origin(manifest.origin, origin, self.name)
         refuse_versions(manifest.detectors, self.engine, self.name)
         anew = [name for name, shape in shapes(self.engine).items() if manifest.shapes.get(name, shape) != shape]
         for name in anew:
@@ -526,11 +539,9 @@ class IncidentStage:
         Raises:
             SavedStateError: it cannot be used.
         """
-        value = saved.pages.get(MANIFEST)
-        if value is None:
+        manifest = manifest_of(saved, IncidentManifest, origin, self._name)
+        if manifest is None:
             return
-        manifest = decode(value, IncidentManifest, self._name)
-        check_origin(manifest.origin, origin, self._name)
         taken = 0
         for key, page in saved.pages.items():
             if key != MANIFEST:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -282,6 +282,28 @@ def check_origin(saved: Origin, mine: Origin, name: str) -> None:
                 f"the saved state of {name} was made with another {what}{values}: "
                 "set it as it was, or give the state up with `burnfuse state reset`"
             )
+
+
+class _Manifest(Protocol):
+    @property
+    def origin(self) -> Origin: ...
+
+
+M = TypeVar("M", bound=_Manifest)
+
+
+def manifest_of(saved: Saved, kind: type[M], mine: Origin, name: str) -> M | None:
+    """What the pages of a saved state are; None: nothing is saved.
+
+    Raises:
+        SavedStateError: it cannot be used here.
+    """
+    value = saved.pages.get(MANIFEST)
+    if value is None:
+        return None
+    manifest = decode(value, kind, name)
+    check_origin(manifest.origin, mine, name)
+    return manifest
 
 
 # One more fits as well: a number that is saved is counted on.

@@ -80,16 +80,7 @@ class Deployment:
 
     def read(self, topic: str) -> list[Any]:
         """All records of a topic as of now."""
-        consumer = KafkaConsumer(bootstrap_servers=self.broker, auto_offset_reset="earliest", enable_auto_commit=False)
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        records: list[Any] = []
-        while any(consumer.position(tp) < ends[tp] for tp in partitions):
-            for batch in consumer.poll(timeout_ms=500).values():
-                records += batch
-        consumer.close()
-        return records
+        return read_all(self.broker, topic)
 
     def wait_for(self, what: str, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         """Waits for what a worker does."""
@@ -99,3 +90,17 @@ class Deployment:
             assert process.poll() is None, f"the worker ended while waiting for {what}: {log}"
             assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s: {log}"
             time.sleep(0.5)
+
+
+def read_all(broker: str, topic: str) -> list[Any]:
+    """All records of a topic as of now."""
+    consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest", enable_auto_commit=False)
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+    consumer.assign(partitions)
+    ends = consumer.end_offsets(partitions)
+    records: list[Any] = []
+    while any(consumer.position(tp) < ends[tp] for tp in partitions):
+        for batch in consumer.poll(timeout_ms=500).values():
+            records += batch
+    consumer.close()
+    return records

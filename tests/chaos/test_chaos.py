@@ -128,6 +128,8 @@ def run(broker: Broker, seed: int, faults: list[Fault], folder: Path) -> list[st
             if differences:
                 found = one.outcome().findings
                 lost = [finding for name, finding in expected.findings.items() if name not in found]
+                calls = [f"{c.at:.3f} {c.method} {c.arguments.get('text', '')[:150]}\n" for c in one.slack.calls]
+                (folder / "slack.txt").write_text("".join(calls))
                 (folder / "traces.txt").write_text("".join(line + "\n" for line in one.traces(lost[:5])))
             for i, worker in enumerate(one.workers):
                 told += [f"         worker {i} ended by itself: {how}" for how in worker.ended]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from deployment import read_all
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from random_streams import random_stream
 from slack_server import slack_server_in_a_thread
@@ -50,20 +51,6 @@ def worker(config: Path, token: str) -> Iterator[subprocess.Popen[str]]:
             process.wait(timeout=30)
         finally:
             process.kill()
-
-
-def read_all(broker: str, topic: str) -> list[Any]:
-    """Everything on a topic as of now."""
-    consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest", enable_auto_commit=False)
-    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-    consumer.assign(partitions)
-    ends = consumer.end_offsets(partitions)
-    records: list[Any] = []
-    while any(consumer.position(tp) < ends[tp] for tp in partitions):
-        for batch in consumer.poll(timeout_ms=500).values():
-            records += batch
-    consumer.close()
-    return records
 
 
 def values(broker: str, topic: str) -> list[dict[str, Any]]:

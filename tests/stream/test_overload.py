@@ -16,7 +16,7 @@ from stream.clock import ManualClock
 from stream.columns import Columns
 from stream.engine import WATCH, Engine
 from stream.ingest.ingest import Record
-from stream.overload import Lag, Overload
+from stream.overload import Lag, Overload, patience_s
 from stream.pipeline import make_ingest
 from stream.settings import OverloadSettings, parse
 from stream.stages import position_name
@@ -170,3 +170,17 @@ def test_the_others_find_the_same_while_the_second_stage_is_left_out() -> None:
     # All but the second opinion of a detector that was left out.
     told = [[(f.id, f.severity, f.reason) for f in one] for one in found]
     assert told[1] == told[0]
+
+
+def test_a_worker_that_keeps_up_waits_for_nothing_and_one_that_is_behind_for_two_seconds_at_most() -> None:
+    assert patience_s([]) == patience_s([0.0, 1.0]) == 0.0
+    assert patience_s([0.5, 2.0]) == 0.5
+    assert patience_s([3600.0]) == 2.0
+
+
+@given(base=st.floats(0.0, 1.0))
+def test_waiting_does_not_feed_itself(base: float) -> None:
+    waited = 2.0
+    for _ in range(60):
+        waited = patience_s([base + waited])  # what waits is part of the lag
+    assert waited < 1e-6

@@ -100,6 +100,24 @@ def test_late_events_and_duplicates_become_dead_letters_once() -> None:
     assert done == ["t", "h"]
 
 
+def test_a_step_is_due_at_once_or_when_enough_waits_or_has_waited_long_enough() -> None:
+    clock = ManualClock(1_800_000_000.0)
+    stage = DetectStage(SETTINGS, TOPICS, WATCH, "bf.events/0", clock)
+    assert not stage.due(0.0), "there is no news"
+    (message,) = [m for m in ingest_stage(1, 1).process([record(n) for n in range(2000)]) if m.topic == TOPICS.events]
+    stage.add(message.value, "first")
+    assert stage.due(0.0)
+    assert not stage.due(2.0)
+    clock.advance(2.0)
+    assert stage.due(2.0), "it has waited long enough"
+    stage.step()
+    assert not stage.due(0.0)
+    for n in range(8):
+        assert not stage.due(2.0)
+        stage.add(message.value, n)
+    assert stage.due(2.0), "enough waits"
+
+
 def finding(n: int = 1, ts: float = 100.0) -> Finding:
     return Finding(
         id=f"f-{n}", detector="retry_loop", rule="same_call", severity="warning", scope=Scope.RUN, ts=ts, agent_id="a",
