@@ -158,7 +158,8 @@ class Worker:
         if self._process is None:
             with self._log.open("ab") as log:
                 command = [sys.executable, "-m", "stream", "worker", "--config", str(self._config)]
-                environment = os.environ | {"BURNFUSE_SLACK_TOKEN": _TOKEN}
+                # Its calls to Slack are known by its token.
+                environment = os.environ | {"BURNFUSE_SLACK_TOKEN": f"{_TOKEN}-{self._config.stem}"}
                 self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def look_after(self) -> None:

@@ -128,7 +128,7 @@ def run(broker: Broker, seed: int, faults: list[Fault], folder: Path) -> list[st
             if differences:
                 found = one.outcome().findings
                 lost = [finding for name, finding in expected.findings.items() if name not in found]
-                calls = [f"{c.at:.3f} {c.method} {c.arguments.get('text', '')[:150]}\n" for c in one.slack.calls]
+                calls = [f"{c.at:.3f} {c.authorization} {c.method} {c.arguments}\n" for c in one.slack.calls]
                 (folder / "slack.txt").write_text("".join(calls))
                 (folder / "traces.txt").write_text("".join(line + "\n" for line in one.traces(lost[:5])))
             for i, worker in enumerate(one.workers):
