@@ -22,7 +22,7 @@ from detectors.base import Detector, FleetFigures, StateError
 from detectors.types import Finding, Scope
 from stream import calibration, settings
 from stream.actions.slack import blocks, text
-from stream.agents import _sequence
+from stream.batches import sequence_of
 from stream.clock import ManualClock
 from stream.columns import NUMBERS, Columns, Packed
 from stream.engine import GRAPH, WATCH
@@ -207,8 +207,8 @@ def _finding_seeds() -> Iterator[bytes]:
 def headers(data: bytes) -> None:
     """The sequence number of a record: a number that fits into its column, whatever the headers hold."""
     for values in ((data,), (None, data), (data[:8], data[8:])):
-        assert 0 <= _sequence([(SEQUENCE_HEADER, value) for value in values]) < 1 << 63
-    assert _sequence(()) == 0
+        assert 0 <= sequence_of([(SEQUENCE_HEADER, value) for value in values]) < 1 << 63
+    assert sequence_of(()) == 0
 
 
 def calibrations(data: bytes) -> None:
