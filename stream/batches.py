@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_ON_THEIR_WAY = 2
+"""Batches whose messages Kafka has yet to confirm while another one is computed: with one, ingest stands still while a
+broker writes."""
 _TAKE_S = 0.05
 """Far more than it takes to get an event that waits."""
 
@@ -28,19 +32,19 @@ Ending: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Hands:
-    """What one agent has in hand: the batch it works on, and the one before, whose messages are on their way.
+    """What one agent has in hand: the batch it works on, and those before, whose messages are on their way.
 
-    Computing a batch and waiting for Kafka overlap; a third batch has to wait.
+    Computing a batch and waiting for Kafka overlap. The second halves end in the order of the batches; what goes
+    wrong in any half stops the worker, and nothing of a later batch is acknowledged.
     """
 
     def __init__(self, app: Any, name: str) -> None:
         self._app, self._name = app, name
         self._busy = asyncio.Lock()
-        self._ending: asyncio.Future[None] | None = None
+        self._endings: deque[asyncio.Future[None]] = deque()
 
     async def do(self, work: Callable[[], Awaitable[Ending]]) -> None:
-        """The first half of the work on a batch; the second one goes on by itself. What goes wrong in either
-        stops the worker."""
+        """The first half of the work on a batch; the second one goes on by itself, unless too many do."""
         if self._app.ended_by is not None:  # nothing is begun any more; it comes again
             return
         async with self._busy:
@@ -48,18 +52,23 @@ class Hands:
                 ending = await self._safely(work())
             except BurnfuseError:
                 return
-            await self._ended()
-            self._ending = asyncio.ensure_future(self._safely(ending()))
+            while len(self._endings) >= _ON_THEIR_WAY:
+                await self._endings.popleft()
+            before = self._endings[-1] if self._endings else None
+            self._endings.append(asyncio.ensure_future(self._safely(self._after(before, ending))))
 
     async def empty(self) -> None:
         """Waits until nothing is in hand."""
         async with self._busy:
-            await self._ended()
+            while self._endings:
+                await self._endings.popleft()
 
-    async def _ended(self) -> None:
-        ending, self._ending = self._ending, None
-        if ending is not None:
-            await ending
+    async def _after(self, before: asyncio.Future[None] | None, ending: Ending) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+            if before.cancelled() or before.exception() is not None:
+                return
+        await ending()
 
     async def _safely(self, half: Awaitable[T]) -> T:
         try:
