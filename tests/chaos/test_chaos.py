@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ PATIENCE_S = 60.0
 COUNT = int(os.environ.get("CHAOS_FAULTS", "4"))
 ONE, MANY = os.environ.get("CHAOS_SEED"), os.environ.get("CHAOS_SEEDS")
 SEEDS = [int(ONE)] if ONE else range(1, 1 + int(MANY or "10"))
+TRIES = int(os.environ.get("CHAOS_TRIES", "1"))
+"""How often a seed may be tried: time is part of what it does, so a race may show once and not again."""
 FOR_GOOD = ("made up: finding", "twice: finding")
 """Differences that time does not mend."""
 KINDS = {kind.__name__: kind for kind in FAULTS}
@@ -143,6 +146,26 @@ def run(broker: Broker, seed: int, faults: list[Fault], folder: Path) -> list[st
     return differences
 
 
+def tried(broker: Broker, seed: int, faults: list[Fault]) -> list[str]:
+    """What differs; of a seed that may be tried again, the last time."""
+    slow, left = 0, TRIES
+    while True:
+        try:
+            differences = run(broker, seed, faults, LOGS / f"seed-{seed}")
+        except TooSlowError:
+            slow += 1
+            if slow == 2:
+                raise
+            continue
+        left -= 1
+        if not differences or not left:
+            return differences
+        kept = LOGS / f"seed-{seed}-first"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(LOGS / f"seed-{seed}", kept)
+        warnings.warn(f"seed {seed} differed once ({len(differences)} differences, logs in {kept})", stacklevel=1)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.chaos
 @pytest.mark.kafka
@@ -151,13 +174,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(own_broker: Broker, seed: int) 
     faults = schedule(seed, SECONDS, COUNT, WORKERS, CHOSEN)
     record = {"seed": seed, "faults": [fault.kind for fault in faults], "differences": -1}
     try:
-        for last in (False, True):
-            try:
-                differences = run(own_broker, seed, faults, LOGS / f"seed-{seed}")
-                break
-            except TooSlowError:
-                if last:
-                    raise
+        differences = tried(own_broker, seed, faults)
         record["differences"] = len(differences)
     finally:
         with (LOGS / "runs.jsonl").open("a") as log:
