@@ -24,7 +24,7 @@ help: ## list the targets
 demo: venv ## show burnfuse at work on built-in traffic; options go in ARGS="..."
 	@$(BIN)/burnfuse demo $(ARGS)
 
-# In parts: what shares nothing uses all cores, what runs on Kafka has the machine to itself. ARGS may leave a part
+# In parts: what shares nothing uses all cores; on Kafka two files at once, each with a broker. ARGS may leave a part
 # without tests (code 5). Chaos depends on time: a seed that differs is tried once more, and told. `make chaos` is strict.
 define pytest
 $(BIN)/python -m pytest -m "$(1)" $(2) $(ARGS) || [ $$? -eq 5 ] || failed=1
@@ -33,7 +33,7 @@ endef
 test: .venv/.dev ## run all tests, with a real Kafka (needs Java 17 and Maven); options go in ARGS="..."
 	@failed=0; \
 	$(call pytest,not kafka and not chaos,-n auto --dist worksteal); \
-	$(call pytest,kafka and not chaos); \
+	$(call pytest,kafka and not chaos,-n 2 --dist loadfile); \
 	export CHAOS_TRIES=2; $(call pytest,chaos); \
 	exit $$failed
 
