@@ -26,7 +26,7 @@ from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Remembering, Tools, configured
 from stream.actions.outbox import Outbox
-from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one, record_of, take_batches
+from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one, record_of, take_batches, taken
 from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby, on_kafka
 from stream.clock import Clock
 from stream.columns import Columns
@@ -147,12 +147,12 @@ def attach(
 
     def timed(stage: str, work: Callable[[list[Any]], Awaitable[Ending]]) -> Callable[[list[Any]], Awaitable[Ending]]:
         async def run(events: list[Any]) -> Ending:
-            started = clock.monotonic()
+            started, records = clock.monotonic(), sum(len(event.message.value) for event in events)
             rest = await work(events)
 
             async def ending() -> None:
                 await rest()
-                metrics.batch(stage, clock.monotonic() - started, sum(len(event.message.value) for event in events))
+                metrics.batch(stage, clock.monotonic() - started, records)
 
             return ending
 
@@ -251,7 +251,7 @@ def attach(
         work = timed("ingest", keyed_batch if keyed else ingest_batch)
         await take_batches(app, stream, most, hands["ingest"], work)
 
-    async def taken(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
+    async def ingested(records: list[Record], stage: Callable[[list[Record]], T]) -> T:
         try:
             return stage(records)
         except RejectedShareError as error:
@@ -259,10 +259,10 @@ def attach(
             raise
 
     async def ingest_batch(events: list[Any]) -> Ending:
-        records = [record_of(raw) for event in events for raw in event.message.value]
+        records = list(map(record_of, taken(events)))
         async with ingest_lock:
             passed = progress.passing_on(records)
-            sent = await send.begin(await taken(records, ingest_stage.process))
+            sent = await send.begin(await ingested(records, ingest_stage.process))
 
         async def ending() -> None:
             await on_kafka(sent)
@@ -276,10 +276,10 @@ def attach(
         return await by_partition(topics.usage, events, keyed_events)
 
     async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
-        records = [record_of(raw) for event in events for raw in event.message.value]
+        records = list(map(record_of, taken(events)))
         async with ingest_lock:
             passed = progress.passing_on(records)
-            messages, handed = await taken(records, ingest_stage.hand_over)
+            messages, handed = await ingested(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
             kept.sends(sent)
         stepped = []
@@ -414,8 +414,9 @@ def attach(
         def take(chosen: DetectStage) -> tuple[list[Message], list[Any]]:
             letters = []
             for event in events:
-                run = Run([event], parts=len(event.message.value))
-                letters += [chosen.add(raw.value, run, raw.offset) for raw in event.message.value]
+                raws = taken([event])
+                run = Run([event], parts=len(raws))
+                letters += [chosen.add(raw.value, run, raw.offset) for raw in raws]
             messages, done = chosen.step() if chosen.due(patience) else ([], [])
             return [letter for letter in letters if letter is not None] + messages, done
 
@@ -582,7 +583,7 @@ def attach(
 
         def fold(chosen: IncidentStage) -> tuple[list[Message], list[Any]]:
             letters = []
-            for raw in (raw for event in events for raw in event.message.value):
+            for raw in taken(events):
                 changes, letter = chosen.process(raw.value, raw.offset)
                 begun.extend((chosen.begin(change, acts), change) for change in changes)
                 letters += [letter] if letter is not None else []

@@ -146,6 +146,14 @@ class Run:
                 event.ack()
 
 
+def taken(events: Sequence[Any]) -> list[Any]:
+    """The raw records of events, which hold them no longer: until all is acknowledged, they would be in the way."""
+    raws = [raw for event in events for raw in event.message.value]
+    for event in events:
+        event.message.value.clear()
+    return raws
+
+
 async def nothing() -> None:
     """There is nothing to wait for."""
 

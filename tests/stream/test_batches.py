@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaError
 
-from stream.batches import _ON_THEIR_WAY, Ending, Hands
+from stream.batches import _ON_THEIR_WAY, Ending, Hands, taken
 
 
 class App:
@@ -105,3 +106,10 @@ def test_where_one_fails_the_worker_stops_and_nothing_after_it_is_done() -> None
         assert len(app.crashed) == 1
 
     asyncio.run(main())
+
+
+def test_records_that_are_taken_are_held_by_nobody_else() -> None:
+    raws = [object(), object()]
+    event = SimpleNamespace(message=SimpleNamespace(value=list(raws)))
+    assert taken([event]) == raws
+    assert event.message.value == [], "until it is acknowledged it would keep them in memory"
