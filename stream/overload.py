@@ -22,7 +22,9 @@ _NOTES = 600
 hour behind is known to a few seconds."""
 _REMIND_S = 300.0
 
-_PROMPT_S, _LONGEST_WAIT_S = 1.0, 2.0
+_PROMPT_S, _LONGEST_WAIT_S = 5.0, 2.0
+"""Lag is looked at once a second, and what waits for its order or a heartbeat lags too: a worker that keeps up shows
+a lag of two to three seconds."""
 
 P = TypeVar("P", bound=Hashable)
 
