@@ -150,9 +150,8 @@ class _Worker(Worker):
 def _tame_garbage_collection() -> None:
     """Reference counting frees nearly all; the collector is there for the few cycles of tasks and exceptions.
 
-    As it comes, it looks at tens of thousands of records that just pass, again and again: on an input keyed by agent
-    that took two thirds of the worker's time. What is here by now lives as long as the process, and a look at it
-    stopped the worker for a tenth of a second.
+    As it comes, it looks at tens of thousands of records that just pass, again and again. What is here by now lives as
+    long as the process, and a look at it stopped the worker for a tenth of a second.
     """
     gc.collect()
     gc.freeze()
