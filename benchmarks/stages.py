@@ -28,7 +28,7 @@ from burnfuse.event import UsageEvent
 from detectors.base import registered
 from stream.clock import SystemClock
 from stream.engine import GRAPH, WATCH
-from stream.ingest.decode import decode_event, fields_of
+from stream.ingest.decode import decode_event
 from stream.ingest.distinct import Distinct
 from stream.ingest.hashing import Hasher
 from stream.ingest.ingest import Record
@@ -133,8 +133,8 @@ def alone(load: Load, batch: Sequence[Record], settings: Settings) -> dict[str, 
     names["model"] = [e.model or "" for e in events]
     run("hash agent, tool, model", lambda: [texts(kind, column) for kind, column in names.items()])
     prices = make_ingest(settings, position_name("usage"), SystemClock(), None)._prices
-    ts, fields = np.full(len(events), load.start), fields_of(events)
-    run("price", lambda: prices.costs(events, fields, ts, Distinct.of(fields["model"]), Used.of(fields)))
+    ts = np.full(len(events), load.start)
+    run("price", lambda: prices.costs(events, ts, Distinct.of([e.model for e in events]), Used.of(events)))
     return took
 
 

@@ -6,11 +6,10 @@ import datetime as dt
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 import numpy as np
-from msgspec.structs import astuple
 
 from burnfuse.event import Kind, UsageEvent
 from detectors.types import Floats
@@ -72,14 +71,6 @@ def decode_singles(records: Sequence[bytes]) -> list[UsageEvent | None]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             add(None)
     return events
-
-
-def fields_of(events: Sequence[UsageEvent]) -> dict[str, Sequence[Any]]:
-    """Name of a field -> its value in each event. All fields at once cost half of one after the other."""
-    names = UsageEvent.__struct_fields__
-    return (
-        dict(zip(names, zip(*map(astuple, events), strict=True), strict=True)) if events else dict.fromkeys(names, ())
-    )
 
 
 def elements(data: bytes) -> Sequence[bytes | msgspec.Raw]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Ints, Kind
 from stream.clock import Clock
 from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words, items
-from stream.ingest.decode import Invalid, event_time, event_times, fields_of
+from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
 from stream.ingest.hashing import Hasher, decoded, join
@@ -47,11 +47,6 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Size in bytes where the value was too large to be kept."""
     replayed: Replayed | None = None
     """Where the record stood first, if it was sent again."""
-
-
-def _filled(texts: Sequence[str | None]) -> Sequence[str]:
-    """Texts, "" where there is none."""
-    return [text or "" for text in texts] if any(texts) else [""] * len(texts)
 
 
 class Ingest:
@@ -208,50 +203,47 @@ class Ingest:
     ) -> tuple[Words, dict[str, NDArray[Any]]]:
         """Text columns, one after the other, and numbers. A column at a time costs a fraction of an event at a time."""
         n = len(events)
-        fields = fields_of(events)
-        agent_id = fields["agent_id"]
-        run_id = [run or agent for run, agent in zip(fields["run_id"], agent_id, strict=True)]
-        root_run_id = [root or run for root, run in zip(fields["root_run_id"], run_id, strict=True)]
-        parents = zip(fields["parent_run_id"], fields["parent_agent_id"], root_run_id, strict=True)
-        parent_run_id = [parent or (root if agent else "") for parent, agent, root in parents]
-        tool = _filled(fields["tool"])
-        args_hash = _filled(fields["args_hash"])
-        result_hash = _filled(fields["result_hash"])
-        failed = np.fromiter([status == "error" for status in fields["status"]], bool, n)
+        agent_id = [e.agent_id for e in events]
+        run_id = [e.run_id or e.agent_id for e in events]
+        root_run_id = [e.root_run_id or run for e, run in zip(events, run_id, strict=True)]
+        parent_run_id = [
+            e.parent_run_id or (root if e.parent_agent_id else "") for e, root in zip(events, root_run_id, strict=True)
+        ]
+        tool = [e.tool or "" for e in events]
+        args_hash = [e.args_hash or "" for e in events]
+        result_hash = [e.result_hash or "" for e in events]
+        failed = np.fromiter([e.status == "error" for e in events], bool, n)
         failures = np.flatnonzero(failed)
-        tools, models = Distinct.of(tool), Distinct.of(fields["model"])
+        tools, models = Distinct.of(tool), Distinct.of([e.model for e in events])
         words, hashes = self._hasher.columns(
             [
                 # The text columns, in their order; then what only a hash is kept of.
-                ("event", _filled(fields["event_id"])),
+                ("event", [e.event_id or "" for e in events]),
                 ("agent", agent_id),
                 ("run", run_id),
                 ("run", root_run_id),
                 ("run", parent_run_id),
-                ("agent", _filled(fields["to_agent_id"])),
-                ("run", _filled(fields["to_run_id"])),
+                ("agent", [e.to_agent_id or "" for e in events]),
+                ("run", [e.to_run_id or "" for e in events]),
                 ("tool", tool),
                 ("content", args_hash),
                 ("content", result_hash),
-                ("target", _filled(fields["target_hash"])),
-                ("round", _filled(fields["round_id"])),
+                ("target", [e.target_hash or "" for e in events]),
+                ("round", [e.round_id or "" for e in events]),
                 ("error", [error_class(events[i]) for i in failures.tolist()]),
-                ("model", _filled(models.values)),
-                ("group", self._groups(fields)),
+                ("model", [model or "" for model in models.values]),
+                ("group", self._groups(events)),
             ]
         )
         event, agent, run, root, _, receiver, _, tool_id, args, result, target, round_, error, model, group = hashes
         errors = np.zeros(n, np.uint64)
         errors[failures] = error
-        kinds = fields["kind"]
-        kind = np.fromiter([_KINDS[name] for name in kinds], np.uint8, n)
+        kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, n)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
         what = np.where(kind == Kind.TOOL, tool_id, kind)
-        ts = np.fromiter(fields["ts"], np.float64, n)
-        used = Used.of(fields)
-        contents = zip(fields["args"], fields["result"], strict=True)
-        sent = [i for i, (args, result) in enumerate(contents) if not args is result is NOTHING_SENT]
-        in_tree = zip(fields["root_run_id"], fields["parent_run_id"], kinds, strict=True)
+        ts = np.fromiter([e.ts for e in events], np.float64, n)
+        used = Used.of(events)
+        sent = [i for i, e in enumerate(events) if e.args is not NOTHING_SENT or e.result is not NOTHING_SENT]
         numbers: dict[str, NDArray[Any] | list[Any]] = {
             "event": event,
             "run": join(agent, run),
@@ -259,9 +251,9 @@ class Ingest:
             "ts": ts,
             "kind": kind,
             "failed": failed,
-            "http_status": [status or 0 for status in fields["http_status"]],
+            "http_status": [e.http_status or 0 for e in events],
             "error": errors,
-            "finish": Distinct.of(fields["finish_reason"]).each(finish_of, np.uint8),
+            "finish": Distinct.of([e.finish_reason for e in events]).each(finish_of, np.uint8),
             "signature": join(what, args),
             "result": result,
             "empty": self._empty(events, result_hash, sent),
@@ -277,8 +269,8 @@ class Ingest:
             "cached": used.cached,
             "output": used.output,
             "tokens": self._tokens(used),
-            "cost": np.minimum(self._prices.costs(events, fields, ts, models, used), MOST_SPENT).astype(np.int64),
-            "in_tree": [bool(root or parent) or kind in ("message", "spawn") for root, parent, kind in in_tree],
+            "cost": np.minimum(self._prices.costs(events, ts, models, used), MOST_SPENT).astype(np.int64),
+            "in_tree": [True if e.root_run_id or e.parent_run_id else e.kind in ("message", "spawn") for e in events],
             "source": [record.source for record in origins],
             "position": [record.position for record in origins],
             "item": items(np.fromiter(map(id, origins), np.int64, len(origins))),
@@ -304,12 +296,10 @@ class Ingest:
             empty[i] = bool(result_hash[i]) and is_empty(events[i].result, result_hash[i])
         return empty
 
-    def _groups(self, fields: Mapping[str, Sequence[Any]]) -> list[str]:
+    def _groups(self, events: Sequence[UsageEvent]) -> list[str]:
         """What makes a group, "" where nothing of it is known."""
-        columns = [fields[name] for name in self._settings.group_by]
-        if not any(map(any, columns)):
-            return [""] * len(fields["agent_id"])
-        names = map(_SEPARATOR.join, zip(*map(_filled, columns), strict=True))
+        columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
+        names = list(map(_SEPARATOR.join, zip(*columns, strict=True))) if columns else [""] * len(events)
         return [name.strip(_SEPARATOR) and name for name in names]
 
     def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str], sent: Sequence[int]) -> Ints:

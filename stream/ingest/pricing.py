@@ -6,7 +6,6 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from genai_prices import Usage, calc_price
@@ -68,29 +67,21 @@ class PriceBook:
         dollars_per_million = read * of[0] + cached * of[1] + written * of[2] + output * of[3]
         return round(dollars_per_million * (NANO // 10**6))
 
-    def costs(
-        self,
-        events: Sequence[UsageEvent],
-        fields: Mapping[str, Sequence[Any]],
-        ts: Floats,
-        models: Distinct[str | None],
-        used: Used,
-    ) -> Floats:
+    def costs(self, events: Sequence[UsageEvent], ts: Floats, models: Distinct[str | None], used: Used) -> Floats:
         """(n,) `cost` of each event as a whole number, 0 where nobody knows it.
 
         Args:
-            fields: Name of a field -> its value in each event.
             ts: (n,) event times, s.
             models: The events' models.
             used: The events' tokens.
         """
-        said, provider_of = fields["cost_usd"], fields["provider"]
+        said = [event.cost_usd for event in events]
         dollars = np.array(said, np.float64) if said.count(None) < len(said) else np.full(len(said), np.nan)
         silent = np.isnan(dollars)  # which None becomes
         costs = np.where(silent, 0.0, np.rint(dollars * NANO))
         named = models.each(lambda model: model is not None, bool)
         rows = np.flatnonzero(silent & named & ((used.input > 0) | (used.output > 0)))
-        providers = Distinct.of([provider_of[i] for i in rows.tolist()])
+        providers = Distinct.of([events[i].provider for i in rows.tolist()])
         days = Distinct.of((ts[rows] // 86400).tolist())
         calls = Distinct.together(providers, models.take(rows), days)
         prices = [
@@ -150,15 +141,15 @@ class Used:
     output: Ints
 
     @classmethod
-    def of(cls, fields: Mapping[str, Sequence[int | None]]) -> Used:
-        """The events' tokens.
-
-        Args:
-            fields: Name of a field -> its value in each event.
-        """
-        names = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens")
-        counts = ([-1 if count is None else count for count in fields[name]] for name in names)
-        return cls(*(np.fromiter(count, np.int64, len(count)) for count in counts))
+    def of(cls, events: Sequence[UsageEvent]) -> Used:
+        """The events' tokens."""
+        counts = (
+            [-1 if (n := e.input_tokens) is None else n for e in events],
+            [-1 if (n := e.cached_input_tokens) is None else n for e in events],
+            [-1 if (n := e.cache_write_tokens) is None else n for e in events],
+            [-1 if (n := e.output_tokens) is None else n for e in events],
+        )
+        return cls(*(np.fromiter(count, np.int64, len(events)) for count in counts))
 
     @property
     def split(self) -> tuple[Floats, Floats, Floats, Floats]:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnfuse.event import MAX_NUMBER, UsageEvent
-from stream.ingest.decode import fields_of
 from stream.ingest.distinct import Distinct
 from stream.ingest.pricing import NANO, Price, PriceBook, Used, split
 
@@ -95,11 +94,10 @@ CALLS = st.lists(
 @given(CALLS)
 @settings(deadline=None)  # the first price of a model and day takes its time
 def test_calls_priced_together_cost_what_each_costs_alone(calls: list[UsageEvent]) -> None:
-    fields = fields_of(calls)
-    used, models = Used.of(fields), Distinct.of(fields["model"])
+    used, models = Used.of(calls), Distinct.of([call.model for call in calls])
     ts = [float(call.ts) for call in calls]
     most = 10**15  # beyond, a float holds no odd numbers; ingest cuts off below
-    together = LISTED.costs(calls, fields, np.array(ts, np.float64), models, used).tolist()
+    together = LISTED.costs(calls, np.array(ts, np.float64), models, used).tolist()
     alone = [LISTED.cost(call, at) or 0 for call, at in zip(calls, ts, strict=True)]
     assert [min(cost, most) for cost in together] == [min(cost, most) for cost in alone]
     assert [tuple(parts) for parts in zip(*(part.tolist() for part in used.split), strict=True)] == [*map(split, calls)]
