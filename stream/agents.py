@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
 _STEP_S = 0.1
+"""How often to look for steps that are due: behind, events wait for others, and no record comes to set them off."""
 _ANSWER_S = 5.0
 """How long a broker may take to say where partitions end."""
 _LIST_S = 15.0
@@ -63,6 +64,7 @@ _LAST_CALLS_S = 10.0
 _CALL_S = 2.0
 """How long a rebalance waits for a call that is under way, say to Slack."""
 _LOOK_S = 0.05
+"""How often a call that must wait looks whether it may begin."""
 
 
 class _Sender:
@@ -504,6 +506,8 @@ def attach(
         if chosen is not None:
             chosen.finish(action.name, incident_id, number, remembered)
 
+    lease_s = settings.kafka.session_timeout_s
+
     async def may_tell() -> None:
         """Who was frozen or cut off may have been replaced without knowing it: a checkpoint that went through not
         longer ago than others wait before they take a partition over proves that it was not."""
@@ -511,7 +515,6 @@ def attach(
         while (kept := keepers.get((topics.findings, 0))) is None or not kept.saved_within(lease_s):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
 
-    lease_s = settings.kafka.session_timeout_s
     outboxes = [
         Outbox(action, config.least_pause_s, clock, metrics, told, may_tell)
         for action, config in configured(settings, tools)

@@ -280,7 +280,7 @@ class Keeper(Generic[S]):
         self._clock = keeping.clock
         self._name = f"{place[0]}/{place[1]}"
         self.order = asyncio.Lock()
-        """Held while the stage takes a step, until what it led to is on Kafka."""
+        """Held while the stage takes a step, until what it led to is on its way: a clock must not overtake findings."""
         self.held: list[Any] = []
         """Events that came before the stage was restored."""
         self._stage: S | None = None

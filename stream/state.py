@@ -265,7 +265,7 @@ def origin(topic: str, partitions: int, hash_key: str | None) -> Origin:
     return Origin(topic, partitions, fingerprint, version("burnfuse"))
 
 
-def check_origin(saved: Origin, mine: Origin, name: str) -> None:
+def _check_origin(saved: Origin, mine: Origin, name: str) -> None:
     """Whether a state can be used here.
 
     Raises:
@@ -302,7 +302,7 @@ def manifest_of(saved: Saved, kind: type[M], mine: Origin, name: str) -> M | Non
     if value is None:
         return None
     manifest = decode(value, kind, name)
-    check_origin(manifest.origin, mine, name)
+    _check_origin(manifest.origin, mine, name)
     return manifest
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaError
+from event_loop import turn
 
 from stream.batches import _ON_THEIR_WAY, Ending, Hands, taken
 
@@ -46,11 +47,6 @@ class Kafka:
             return ending
 
         return work
-
-
-async def turn() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_batches_are_computed_while_others_are_on_their_way_but_only_so_many() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaError
+from event_loop import turn
 
 from stream.checkpoints import Keeper, Keeping, Writer
 from stream.clock import ManualClock
@@ -75,11 +76,6 @@ def keeper(kafka: Kafka) -> Keeper[Counter]:
     # As if restored.
     kept._stage, kept._writer, kept._ready = Counter(), kafka, True
     return kept
-
-
-async def turn() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_a_step_that_is_cancelled_while_it_sends_is_taken_to_its_end_before_the_state_is_saved() -> None:

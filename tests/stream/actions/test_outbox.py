@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pytest
+from event_loop import turn
 from slack_server import Answer, slack_server
 
 from detectors.types import Scope, Severity
@@ -363,8 +364,7 @@ def test_before_partitions_move_the_call_under_way_ends_and_no_other_begins() ->
         await resting
         assert told == ["i-1"]
         outbox.put(change("i-3"), 3)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turn()
         assert told == ["i-1"]
         outbox.go_on()
         await outbox.close(within_s=5)
@@ -398,8 +398,7 @@ def test_nothing_is_told_before_this_process_may() -> None:
 
         outbox = Outbox(action, 0.0, clock, Metrics(clock), may=may)
         outbox.put(change("i-1"))
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turn()
         assert action.told == []
         allowed.set()
         await outbox.close(within_s=5)
@@ -414,8 +413,7 @@ def test_after_the_end_nothing_is_begun() -> None:
         outbox = Outbox(action, 0.0, clock, Metrics(clock), lambda *_: pytest.fail("nothing was told"))
         await outbox.close(within_s=5)
         outbox.put(change("i-1"), 1)  # it is saved as still to be told
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turn()
         assert action.told == []
 
     asyncio.run(main())
