@@ -58,15 +58,16 @@ class Window:
         return self.events / self.seconds
 
 
-def window(samples: Sequence[Sample], total: int, skip: int = 0) -> Window:
+def window(samples: Sequence[Sample], total: int, skip: int = 0, least_s: float = 0.0) -> Window:
     """The stretch to judge by: see the module.
 
     Args:
         total: Events there are.
         skip: Leave out what was done before so many events were handled.
+        least_s: What is shorter says nothing, s.
 
     Raises:
-        TooShortError: fewer than two commits can be used.
+        TooShortError: fewer than two commits can be used, or they lie too close together.
     """
     edges = [b for a, b in itertools.pairwise(samples) if b.events > a.events >= 0]
     edges = [edge for edge in edges if edge.events >= skip]
@@ -75,6 +76,9 @@ def window(samples: Sequence[Sample], total: int, skip: int = 0) -> Window:
     if len(edges) < 2:
         raise TooShortError("it was done before two commits were seen: give it more events")
     first, last = edges[0], edges[-1]
+    if last.at - first.at < least_s:
+        took = f"{last.at - first.at:.1f} s"
+        raise TooShortError(f"it was measured for {took} only, and commits come in lumps: give it more events")
     return Window(
         last.events - first.events,
         last.at - first.at,

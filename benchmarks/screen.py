@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import results
+from benchmarks.observe import TooShortError
 from tests import kafka_broker
 
 FOLDER = Path(".cache/bench-kafka")
@@ -61,7 +62,7 @@ def command_line(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
     except (kafka_broker.BrokerMissingError, kafka_broker.BrokerError) as error:
         sys.exit(f"no Kafka: {error}")
-    except MissingError as error:
+    except (MissingError, TooShortError) as error:
         sys.exit(str(error))
 
 

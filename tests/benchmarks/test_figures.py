@@ -46,6 +46,13 @@ def test_a_measurement_between_fewer_than_two_commits_is_refused() -> None:
         window([sample(0, 0), sample(1, 300)], total=300)
 
 
+def test_a_measurement_shorter_than_its_lumps_is_refused() -> None:
+    samples = [sample(0, 0), sample(1, 100), sample(2, 400), sample(3, 500)]
+    assert window(samples, total=1000, least_s=2.0).rate == 200
+    with pytest.raises(TooShortError, match=r"measured for 2\.0 s only"):
+        window(samples, total=1000, least_s=2.1)
+
+
 def test_events_to_skip_are_not_measured() -> None:
     samples = [sample(0, 0), sample(1, 10), sample(2, 20), sample(3, 120), sample(4, 220), sample(5, 320)]
     assert window(samples, total=1000, skip=15).rate == 100
