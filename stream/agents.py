@@ -55,6 +55,8 @@ _STEP_S = 0.1
 """How often to look for steps that are due: behind, events wait for others, and no record comes to set them off."""
 _ANSWER_S = 5.0
 """How long a broker may take to say where partitions end."""
+_MOST_WAITING = 400_000
+"""Events that may wait for their order, some 200 MB, until no more is read ahead of others."""
 _LIST_S = 15.0
 """How often to look whether all topics are still there."""
 _SILENT_S = 10.0
@@ -299,8 +301,17 @@ def attach(
 
         return ending
 
+    def keep_in_step() -> None:
+        """While many events wait for their order, the input is read no further than the slowest partition, whoever
+        reads that one."""
+        waiting = [(chosen.waiting, chosen.passed_ms) for chosen in at_work() if chosen.waiting]
+        many = sum(events for events, _ in waiting) > _MOST_WAITING
+        # Where nothing was ever heard of an input partition, those of which nothing was read yet may begin.
+        app.consumer.hold_back(topics.usage, max(0, min(ms for _, ms in waiting)) if many else None)
+
     @app.timer(interval=_HEARTBEAT_S)
     async def heartbeat() -> None:
+        keep_in_step()
         try:
             news = await progress.look()
         except KafkaError as error:

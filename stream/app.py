@@ -78,7 +78,7 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
     )
     topics = Topics.of(settings.kafka)
     agents_read = (topics.usage, topics.events, topics.graph, topics.findings)
-    app.transport = Transport(app, agents_read, settings.kafka.batch_records)
+    app.transport = Transport(app, agents_read, settings.kafka.batch_records, in_step={topics.usage})
     share = RejectedShare(settings.input, topics.usage, topics.dead)
     before = stopped(settings.kafka) if settings.input.max_rejected_share < 1 else None
     if before is not None:

@@ -261,6 +261,11 @@ class DetectStage:
         return len(self._sequencer)
 
     @property
+    def passed_ms(self) -> int:
+        """Everything logged before this moment, ms since 1970, has come."""
+        return self._sequencer.passed_ms()
+
+    @property
     def seen_before(self) -> int:
         """Events that ingest sent again, after a crash."""
         return self._sequencer.seen_before

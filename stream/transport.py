@@ -23,7 +23,8 @@ first: the compiled stream iterator calls neither.
 
 Records that were read and not handed out yet stay here: a partition that is paused in between goes on where
 it stopped. A seek or a rebalance drops them. While an agent leaves a run's worth of records of a partition
-untouched in its stream, that partition is not read on, so a slow agent costs a few runs of memory.
+untouched in its stream, that partition is not read on, so a slow agent costs a few runs of memory. Partitions
+of topics that are read in step (`stream.in_step`) also wait for those that are behind.
 
 `tests/stream/test_transport.py` fails when a release of Faust changes what this relies on.
 """
@@ -37,6 +38,8 @@ from typing import Any, ClassVar
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+
+from stream.in_step import InStep
 
 _RUN_BYTES = 1 << 20
 """Most bytes of one run, unless a single record is larger."""
@@ -79,6 +82,7 @@ class Consumer(driver.Consumer):
         """All before this offset is done."""
         self._sought: dict[TP, int] = {}
         """Where the next run of a partition begins anew."""
+        self._in_step: dict[str, InStep[TP]] = {topic: InStep() for topic in self.transport.in_step}
 
     def _batched(self, tp: TP) -> bool:
         return tp.topic in self.transport.topics
@@ -97,7 +101,7 @@ class Consumer(driver.Consumer):
     ) -> Mapping[TP, list[Any]]:
         if active_partitions is None:  # an application that only sends and asks has no agents
             return await super()._getmany(active_partitions, timeout)
-        full = {tp for tp in active_partitions if self._full(tp)}
+        full = {tp for tp in active_partitions if self._full(tp)} | self._ahead(active_partitions)
         held = {tp for tp in self._held if tp in active_partitions}
         ready = held - full
         if ready:
@@ -130,6 +134,27 @@ class Consumer(driver.Consumer):
             records += run.records
             size += run.bytes
         return records >= self.transport.run_records or size >= _RUN_BYTES
+
+    def _ahead(self, active_partitions: Iterable[TP]) -> set[TP]:
+        """Partitions of topics read in step that others must catch up with first."""
+        ahead: set[TP] = set()
+        now = asyncio.get_running_loop().time()
+        for topic, pace in self._in_step.items():
+            ahead |= pace.ahead([tp for tp in active_partitions if tp.topic == topic], self._left, now)
+        return ahead
+
+    def _left(self, tp: TP) -> bool | None:
+        """Whether records of a partition are left; None: they are yet to be fetched, or nobody knows."""
+        if tp in self._held or self._full(tp):
+            return True
+        end, read = self.highwater(tp), self._read_offset[tp]
+        if end is None or read is None:
+            return None
+        return None if read + 1 < end else False
+
+    def hold_back(self, topic: str, floor_ms: int | None) -> None:
+        """Nothing of a topic read in step is read ahead of this moment, ms since 1970; None: no such limit."""
+        self._in_step[topic].floor_ms = floor_ms
 
     def _to_message(self, tp: TP, record: Any) -> Any:
         """The next run of a partition as a message; None if what was held has been dropped in the meantime."""
@@ -167,6 +192,8 @@ class Consumer(driver.Consumer):
         self._advance(tp)
         runs.append(_Run(message, first.offset, last.offset, len(run), size))
         self._read_offset[tp] = last.offset - 1
+        if tp.topic in self._in_step:
+            self._in_step[tp.topic].read(tp, last.timestamp)
         return message
 
     # ---------------------------------------------------------------------------------- committing
@@ -216,6 +243,11 @@ class Consumer(driver.Consumer):
     def _restart(self, tp: TP, offset: int) -> None:
         self._held.pop(tp, None)
         self._sought[tp] = offset
+        self._forget(tp)
+
+    def _forget(self, tp: TP) -> None:
+        if tp.topic in self._in_step:
+            self._in_step[tp.topic].forget(tp)
 
     async def perform_seek(self) -> None:
         await super().perform_seek()
@@ -250,6 +282,8 @@ class Consumer(driver.Consumer):
             for known in (self._held, self._runs, self._done, self._sought):
                 for tp in revoked:
                     known.pop(tp, None)
+            for tp in revoked:
+                self._forget(tp)
 
 
 def _cut(records: list[Any], most: int) -> tuple[list[Any], int]:
@@ -268,10 +302,11 @@ class Transport(driver.Transport):
     Args:
         topics: Topics whose agents take runs.
         run_records: Most records of one run.
+        in_step: Those of them whose partitions are read in step.
     """
 
     Consumer: ClassVar[type[Any]] = Consumer
 
-    def __init__(self, app: Any, topics: Iterable[str], run_records: int) -> None:
+    def __init__(self, app: Any, topics: Iterable[str], run_records: int, in_step: Iterable[str] = ()) -> None:
         super().__init__(app.conf.broker_consumer, app)
-        self.topics, self.run_records = frozenset(topics), run_records
+        self.topics, self.run_records, self.in_step = frozenset(topics), run_records, frozenset(in_step)

@@ -28,10 +28,11 @@ from stream import transport
 
 T = TP("usage", 0)
 OTHER = TP("other", 0)
+U, V = TP("in step", 0), TP("in step", 1)
 
 
-def record(offset: int, tp: TP = T, value: bytes = b"x") -> Any:
-    return ConsumerRecord(tp.topic, tp.partition, offset, 1000, 0, None, value, None, 0, len(value), ())
+def record(offset: int, tp: TP = T, value: bytes = b"x", ms: int = 1000) -> Any:
+    return ConsumerRecord(tp.topic, tp.partition, offset, ms, 0, None, value, None, 0, len(value), ())
 
 
 class Kafka:
@@ -39,9 +40,9 @@ class Kafka:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run_records: int = 3) -> None:
         self.app = faust.App("test", broker="kafka://localhost:1", store="memory://", web_enabled=False)
-        self.app.transport = transport.Transport(self.app, [T.topic], run_records)
+        self.app.transport = transport.Transport(self.app, [T.topic, U.topic], run_records, in_step=[U.topic])
         self.consumer: Any = self.app.consumer
-        self.app.topics._acking_topics.update({T.topic, OTHER.topic})
+        self.app.topics._acking_topics.update({T.topic, OTHER.topic, U.topic})
         self.app.consumer_generation_id = 1
         self.log: dict[TP, list[Any]] = {}
         self.asked: list[set[TP]] = []
@@ -67,7 +68,8 @@ class Kafka:
         monkeypatch.setattr(driver.Consumer, "_commit", commit)
         monkeypatch.setattr(driver.Consumer, "seek_to_committed", seek_to_committed)
         monkeypatch.setattr(driver.Consumer, "assignment", lambda _: {T, OTHER})
-        monkeypatch.setattr(driver.Consumer, "highwater", lambda *_: 0)
+        self.ends: dict[TP, int] = {}
+        monkeypatch.setattr(driver.Consumer, "highwater", lambda _, tp: self.ends.get(tp, 0))
         monkeypatch.setattr(transport.Consumer, "_seek", seek)
 
     async def read(self, each: Callable[[Any], Any] = lambda _: None) -> list[Any]:
@@ -173,6 +175,39 @@ def test_a_partition_is_not_read_on_while_its_agent_leaves_a_run_untouched() -> 
         assert [m.tp for m in await kafka.read()] == [OTHER]
         assert kafka.asked == [{OTHER}]
         first.tracked = True  # as Faust's stream does when it hands it to the agent
+        assert offsets(await kafka.read()) == [[3, 4, 5]]
+
+    on_kafka(scenario)
+
+
+def test_partitions_of_a_topic_read_in_step_wait_for_the_slowest() -> None:
+    async def scenario(kafka: Kafka) -> None:
+        kafka.consumer._set_active_tps({U, V})
+        kafka.ends = {U: 6, V: 6}
+        kafka.log = {tp: [record(n, tp, ms=ms * (n + 1)) for n in range(6)] for tp, ms in ((U, 100), (V, 5_000))}
+        first = {message.tp: message for message in await kafka.read()}
+        assert offsets([first[U], first[V]]) == [[0, 1, 2], [0, 1, 2]]  # nobody knew
+        first[V].tracked = True  # its agent would take more
+        assert await kafka.read() == []  # that of the slowest is busy
+        first[U].tracked = True
+        (second,) = await kafka.read()
+        assert (second.tp, offsets([second])) == (U, [[3, 4, 5]])
+        second.tracked = True
+        (third,) = await kafka.read()  # there is no more of the slowest
+        assert (third.tp, offsets([third])) == (V, [[3, 4, 5]])
+
+    on_kafka(scenario)
+
+
+def test_a_topic_read_in_step_is_not_read_beyond_the_floor() -> None:
+    async def scenario(kafka: Kafka) -> None:
+        kafka.consumer._set_active_tps({U})
+        kafka.log = {U: [record(n, U, ms=5_000) for n in range(6)]}
+        (first,) = await kafka.read()
+        first.tracked = True
+        kafka.consumer.hold_back(U.topic, 3_000)
+        assert await kafka.read() == []
+        kafka.consumer.hold_back(U.topic, 4_000)
         assert offsets(await kafka.read()) == [[3, 4, 5]]
 
     on_kafka(scenario)
