@@ -58,6 +58,8 @@ class SlackServer:
         """What people see in the channel: time stamp -> the latest content."""
         self.channel = "agent-alerts"
         self.url = ""
+        self.takes_s = 0.0
+        """How long an answer takes."""
         self._closing = asyncio.Event()
 
     @property
@@ -74,6 +76,8 @@ class SlackServer:
         method = request.match_info["method"]
         self.calls.append(Call(method, request.headers.get("Authorization", ""), arguments, time.time()))
         answer = self.answers.popleft() if self.answers else Answer()
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
         if answer.drop:
             assert request.transport is not None
             request.transport.close()

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chaos_proxy import Proxy, proxied
 from chaos_stream import ACTIONS, QUIET_S, Event, Outcome
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from kafka_broker import MISSING, RUN, BrokerError, BrokerMissingError
 from slack_server import SlackServer, slack_server_in_a_thread
+from tcp_proxy import Proxy, proxied
 
 from burnfuse.event import SEQUENCE_HEADER
 from detectors.base import FleetFigures

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import pytest
 from chaos_faults import FAULTS, BrokerKill, Kill, SlackCut, schedule
-from chaos_proxy import Proxy, proxied
 from chaos_stream import Outcome, chaos_stream, configured, is_own, reference, trees_of_both
+from tcp_proxy import Proxy, proxied
 
 
 @pytest.fixture(scope="module")

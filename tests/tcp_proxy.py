@@ -1,9 +1,10 @@
-"""A TCP proxy that can be cut: what lies between a worker and what it talks to."""
+"""A TCP proxy that can be cut or made slow: what lies between a worker and what it talks to."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import threading
@@ -18,10 +19,14 @@ class Proxy:
 
     open: all goes through. refused: connections are reset, and new ones at once. stalled: nothing comes through
     in either direction, and nobody is told; what was sent goes on later.
+
+    Attributes:
+        bytes_per_s: As much comes through per connection and direction; infinite unless set.
     """
 
     def __init__(self, target: tuple[str, int], port: int = 0) -> None:
         self._target, self._mode = target, "open"
+        self.bytes_per_s = math.inf
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._flows = asyncio.Event()
@@ -85,6 +90,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self._flows.wait()
+                if wait_s := len(data) / self.bytes_per_s:
+                    await asyncio.sleep(wait_s)
                 writer.write(data)
                 await writer.drain()
 
