@@ -137,16 +137,23 @@ def calls(producer: KafkaProducer, usage: str, n: int, agents: int = 32) -> None
     producer.flush()
 
 
+def restored(process: subprocess.Popen[str]) -> Counter[str]:
+    """Partition -> how often a verbose worker, which has ended, has restored its state."""
+    assert process.stdout is not None
+    lines = [json.loads(line)["message"] for line in process.stdout]
+    return Counter(line.partition(":")[0] for line in lines if ": restored " in line and line.endswith(" s"))
+
+
 def test_state_moves_with_partitions_and_back(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     name = topic_prefix.rstrip(".")
     config = configure(tmp_path, broker, name, state={"standby": True})
     usage, group = f"{name}-usage", f"{name}-app"
     producer = KafkaProducer(bootstrap_servers=broker)
     inner = [usage, f"{name}.events", f"{name}.graph"]
-    with worker(config, TOKEN) as first:
+    with worker(config, TOKEN, "--verbose") as first:
         calls(producer, usage, 0)
         wait_for("the first call", lambda: consumed(broker, group, inner), first)
-        with worker(config, TOKEN) as second:
+        with worker(config, TOKEN, "--verbose") as second:
             wait_for("the rebalance", lambda: sharing(broker, group) == 2, second)
             calls(producer, usage, 1)
             wait_for("the second call", lambda: consumed(broker, group, inner), second)
@@ -155,6 +162,11 @@ def test_state_moves_with_partitions_and_back(broker: str, topic_prefix: str, tm
         calls(producer, usage, 2)
         wait_for("findings", lambda: len(found(broker, name)) >= 32, first)
     assert len(found(broker, name)) == 32
+    # What stayed where it was has not been restored again, though Kafka took it away for the moment.
+    all_of_it = [*(f"{name}.{topic}/{p}" for topic in ("events", "graph") for p in range(2)), f"{name}.findings/0"]
+    moved = restored(second)
+    assert 0 < len(moved) < len(all_of_it)
+    assert restored(first) == Counter(all_of_it) + moved
 
 
 def test_a_worker_refuses_a_state_of_another_version_in_one_sentence(

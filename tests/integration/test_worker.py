@@ -35,9 +35,9 @@ def burnfuse(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def worker(config: Path, token: str) -> Iterator[subprocess.Popen[str]]:
+def worker(config: Path, token: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "stream", "worker", "--config", str(config)],
+        [sys.executable, "-m", "stream", "worker", "--config", str(config), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
