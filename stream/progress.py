@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream.clock import Clock
 from stream.connection import for_aiokafka
-from stream.ingest.ingest import Record
+from stream.ingest.ingest import Record, last_of
 from stream.settings import Settings
 
 _STUCK_S = 2.0
@@ -25,8 +25,8 @@ _FOR_EVER_MS = 1 << 62
 class Passed:
     """Per partition of the input: where the next record stands, and when the newest was logged, ms."""
 
-    next: dict[int, int] = field(default_factory=dict)
-    newest: dict[int, int] = field(default_factory=dict)
+    next: dict[int, int]
+    newest: dict[int, int]
 
 
 class Progress:
@@ -69,10 +69,11 @@ class Progress:
 
     def passing_on(self, records: Sequence[Record]) -> Passed:
         """These records' messages are on their way to Kafka."""
-        passed = Passed()
-        for record in records:
-            passed.next[record.source] = record.position + 1
-            passed.newest[record.source] = max(passed.newest.get(record.source, 0), record.log_ms)
+        last = last_of(records)
+        passed = Passed(
+            next={source: position + 1 for source, (position, _) in last.items()},
+            newest={source: ms for source, (_, ms) in last.items()},
+        )
         self._under_way.update(list(passed.next))
         return passed
 

@@ -21,7 +21,7 @@ from stream.columns import Columns, Packed
 from stream.engine import WATCH, Engine, RecentIds
 from stream.errors import PackedRecordError
 from stream.incidents import Change, Incidents
-from stream.ingest.ingest import Ingest, Record
+from stream.ingest.ingest import Ingest, Record, last_of
 from stream.ingest.reject import Reason, Reject
 from stream.ingest.share import RejectedShare
 from stream.metrics import Metrics
@@ -164,8 +164,10 @@ class IngestStage:
     def hand_over(self, records: Sequence[Record]) -> tuple[list[Message], dict[int, Packed]]:
         """The same for an input keyed by agent: what `watch` needs goes to it as it is, by input partition."""
         columns, progress, messages = self._taken(records)
-        source = columns.numbers["source"]
         self._check_homes(columns)
+        if len(progress) == 1:
+            return messages, {p: own(columns, ms) for p, ms in progress.items()}
+        source = columns.numbers["source"]
         return messages, {p: own(columns.take(source == p), ms) for p, ms in progress.items()}
 
     def _check_homes(self, columns: Columns) -> None:
@@ -192,9 +194,7 @@ class IngestStage:
         if self._share is not None:
             self._share.add(len(columns), rejects, records)
         messages = [dead_letter(self._topics, reject, "ingest") for reject in rejects]
-        progress: dict[int, int] = {}
-        for record in records:
-            progress[record.source] = max(progress.get(record.source, 0), record.log_ms)
+        progress = {source: ms for source, (_, ms) in last_of(records).items()}
         tree = columns.take(columns.numbers["in_tree"])
         return columns, progress, messages + self._spread(self._topics.graph, tree, "root", progress)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -47,6 +49,16 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Size in bytes where the value was too large to be kept."""
     replayed: Replayed | None = None
     """Where the record stood first, if it was sent again."""
+
+
+def last_of(records: Sequence[Record]) -> dict[int, tuple[int, int]]:
+    """Source -> (position of its last record, when its newest was logged, ms since 1970; 0 where nobody says)."""
+    last: dict[int, tuple[int, int]] = {}
+    for source, some in groupby(records, attrgetter("source")):
+        run = list(some)
+        _, before = last.get(source, (0, 0))
+        last[source] = run[-1].position, max(before, *map(attrgetter("log_ms"), run))
+    return last
 
 
 class Ingest:

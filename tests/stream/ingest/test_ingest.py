@@ -15,7 +15,7 @@ from burnfuse.event import UsageEvent
 from detectors.types import Kind, ToolKind
 from stream.clock import ManualClock
 from stream.columns import NUMBERS, TEXTS, Columns
-from stream.ingest.ingest import Ingest, Record
+from stream.ingest.ingest import Ingest, Record, last_of
 from stream.ingest.reject import Reject
 from stream.pipeline import make_ingest
 from stream.settings import parse
@@ -237,3 +237,14 @@ def test_the_short_way_for_usual_records_tells_what_the_careful_way_tells(record
         careful = PLAIN.columns(records)
     assert rows(quick[0]) == rows(careful[0])
     assert quick[1] == careful[1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 99))))
+def test_of_each_source_the_last_position_and_the_newest_moment_are_known(said: list[tuple[int, int]]) -> None:
+    records = [Record(b"", source, n, log_ms) for n, (source, log_ms) in enumerate(said)]
+    last = last_of(records)
+    assert last.keys() == {source for source, _ in said}
+    for source, (position, newest) in last.items():
+        mine = [record for record in records if record.source == source]
+        assert position == mine[-1].position
+        assert newest == max(0, *(record.log_ms for record in mine))
