@@ -326,6 +326,14 @@ class KafkaSettings(Section):
     replication: int = setting(
         1, unit="replicas", why="Replication factor of created topics.", source="one broker; use 3 in production", ge=1
     )
+    min_insync_replicas: int | None = setting(
+        None,
+        unit="replicas",
+        why="Replicas that must have a record before it counts as taken, of created topics. None: 2 where replication "
+        "is 3 or more, else what the brokers are set to.",
+        source="a record then outlives any one broker, and one broker that is away stops nobody",
+        ge=1,
+    )
     batch_records: int = setting(
         32_000,
         unit="records",
@@ -364,6 +372,15 @@ class KafkaSettings(Section):
     )
     tls: TlsSettings = Field(default=TlsSettings(), description="Encryption, below.")
     sasl: SaslSettings = Field(default=SaslSettings(), description="Who connects, below.")
+
+    @model_validator(mode="after")
+    def _enough_replicas(self) -> KafkaSettings:
+        if self.min_insync_replicas is not None and self.min_insync_replicas > self.replication:
+            raise ValueError(
+                f"min_insync_replicas ({self.min_insync_replicas}) must be at most replication ({self.replication}): "
+                "no record could be written"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beats_in_time(self) -> KafkaSettings:

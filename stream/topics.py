@@ -40,11 +40,14 @@ def plans(kafka: KafkaSettings, *, keyed: bool = False, counts: Mapping[str, int
         counts: Partitions of the topics there are: a state topic has as many as the topic that it belongs to.
     """
 
+    insync = kafka.min_insync_replicas or (2 if kafka.replication >= 3 else None)
+    safe = {"min.insync.replicas": str(insync)} if insync is not None else {}
+
     def kept(days: int) -> dict[str, str]:
-        return {"cleanup.policy": "delete", "retention.ms": str(days * _DAY_MS)}
+        return safe | {"cleanup.policy": "delete", "retention.ms": str(days * _DAY_MS)}
 
     t = Topics.of(kafka)
-    compacted = {"cleanup.policy": "compact"}
+    compacted = safe | {"cleanup.policy": "compact"}
     # Agents read this topic to its end before they start, so it must stay small and lose nothing.
     kill_state = compacted | {
         "segment.ms": "3600000",

@@ -92,9 +92,11 @@ class Deployment:
             time.sleep(0.5)
 
 
-def read_all(broker: str, topic: str) -> list[Any]:
-    """All records of a topic as of now."""
-    consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest", enable_auto_commit=False)
+def read_all(broker: str, topic: str, **options: Any) -> list[Any]:
+    """All records of a topic as of now; with options of the consumer, such as `isolation_level`."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=broker, auto_offset_reset="earliest", enable_auto_commit=False, **options
+    )
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
     consumer.assign(partitions)
     ends = consumer.end_offsets(partitions)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chaos_stream import ACTIONS, QUIET_S, Event, Outcome
+from chaos_stream import ACTIONS, QUIET_S, Event, Outcome, outcome_of
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from kafka_broker import MISSING, RUN, BrokerError, BrokerMissingError
@@ -314,20 +314,7 @@ class World:
 
     def outcome(self) -> Outcome:
         """What has come of the stream so far."""
-        found = Outcome()
-        # Backwards: what led to a message that is there is there as well.
-        for call in list(self.slack.calls):
-            if call.method == "chat.postMessage":
-                found.posts[call.incident] += 1
-        for value in self.values("kill.proposals"):
-            found.take_proposal(value)
-        for value in self.values("incidents"):
-            found.take_change(json.loads(value))
-        for value in self.values("findings"):
-            record = json.loads(value)
-            if record["type"] == "finding":
-                found.take_finding(record)
-        return found
+        return outcome_of(self.slack.calls, self.values)
 
     def traces(self, findings: Sequence[dict[str, Any]]) -> list[str]:
         """How far the events of lost findings got: where each is on the topics, and how far these were read."""

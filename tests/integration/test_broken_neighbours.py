@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kafka_broker
 import pytest
-import yaml
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka_broker import free_port
+from own_broker import DEADLINE_S, Broker, Worker
 
-DEADLINE_S = 240
 AGENTS = 16
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-class Broker:
-    """A broker of this test's own, which it may freeze, kill and start again on the same log."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.address = f"127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, str(kafka_broker.RUN), "--port", str(self._port), "--dir", str(self._folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline().startswith("ready"):
-            code, why = self._process.wait(), self._process.communicate()[1]
-            if code == kafka_broker.MISSING and os.environ.get("REQUIRE_KAFKA") != "1":
-                pytest.skip(why)
-            pytest.fail(why)
-
-    def java(self) -> int:
-        """Process id of the broker itself."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int(children.read_text().split()[0])
-
-    def freeze(self) -> None:
-        os.kill(self.java(), signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.java(), signal.SIGCONT)
-
-    def kill(self) -> None:
-        """As a machine that loses its power."""
-        os.kill(self.java(), signal.SIGKILL)
-        self.stop()
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.communicate()
-            self._process = None
 
 
 @pytest.fixture
@@ -83,68 +26,6 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
     finally:
         broker.stop()
-
-
-class Worker:
-    """A worker as a process of its own, and its pages."""
-
-    def __init__(self, broker: str, folder: Path) -> None:
-        self.config, self._port, self._log = folder / "burnfuse.yaml", free_port(), folder / "worker.log"
-        self.broker = broker
-        settings = {
-            "kafka": {"bootstrap_servers": [broker], "partitions": 2, "input_partitions": 2},
-            "metrics": {"listen": f"127.0.0.1:{self._port}", "silence_s": 8.0},
-        }
-        self.config.write_text(yaml.safe_dump(settings))
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def burnfuse(self, *command: str) -> subprocess.CompletedProcess[str]:
-        command = (sys.executable, "-m", "stream", *command, "--config", str(self.config))
-        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with self._log.open("wb") as log:
-            command = [sys.executable, "-m", "stream", "worker", "--config", str(self.config)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            self.wait_for("a ready worker", lambda: self.page("/readyz")[0] == 200)
-            yield
-        finally:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=60)
-            finally:
-                self.process.kill()
-
-    def page(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError as error:
-            return 0, str(error)
-
-    def metric(self, name: str) -> float:
-        for line in self.page("/metrics")[1].splitlines():
-            if line.startswith(f"burnfuse_{name} "):
-                return float(line.split()[1])
-        return float("nan")
-
-    def text(self) -> str:
-        return self._log.read_text()
-
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.text().splitlines()]
-
-    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert self.process is not None
-            assert self.process.poll() is None, f"the worker ended while waiting for {what}: {self.text()}"
-            assert time.monotonic() < deadline, f"no {what}: {self.text()}"
-            time.sleep(0.3)
 
 
 def call(broker: str, n: int) -> None:

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from kafka import KafkaAdminClient
+from pydantic import ValidationError
 
 from stream.settings import KafkaSettings
 from stream.topics import plans
@@ -75,3 +77,18 @@ def test_a_state_topic_has_as_many_partitions_as_the_topic_that_it_belongs_to() 
     assert watched(keyed=True) == 7
     assert watched(keyed=True, counts={"in": 9}) == 9
     assert watched(counts={"in": 9, "x.events": 6}) == 6
+
+
+@pytest.mark.parametrize(
+    ("replication", "given", "is_set"), [(1, None, None), (2, None, None), (3, None, "2"), (5, None, "2"), (5, 3, "3")]
+)
+def test_where_there_are_replicas_enough_two_must_have_a_record(
+    replication: int, given: int | None, is_set: str | None
+) -> None:
+    kafka = KafkaSettings(replication=replication, min_insync_replicas=given)
+    assert {plan.configs.get("min.insync.replicas") for plan in plans(kafka)} == {is_set}
+
+
+def test_more_replicas_in_sync_than_there_are_would_let_nobody_write() -> None:
+    with pytest.raises(ValidationError, match=r"min_insync_replicas \(3\) must be at most replication \(2\)"):
+        KafkaSettings(replication=2, min_insync_replicas=3)

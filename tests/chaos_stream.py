@@ -7,12 +7,13 @@ import base64
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from random_streams import random_stream
+from slack_server import Call
 
 from detectors.base import FleetFigures
 from detectors.types import Finding
@@ -148,6 +149,29 @@ class Outcome:
         proposals = {name: says for name, says in self.proposals.items() if says[0] not in self.others}
         expected = {name: says for name, says in reference.proposals.items() if says[0] not in reference.others}
         return lines + _differ("kill command", proposals, expected)
+
+
+def outcome_of(calls: Iterable[Call], values: Callable[[str], Iterable[bytes]]) -> Outcome:
+    """What has come of a stream so far.
+
+    Args:
+        calls: What Slack was asked.
+        values: Everything that is committed on one of our topics, by its name without the prefix.
+    """
+    found = Outcome()
+    # Backwards: what led to a message that is there is there as well.
+    for call in list(calls):
+        if call.method == "chat.postMessage":
+            found.posts[call.incident] += 1
+    for value in values("kill.proposals"):
+        found.take_proposal(value)
+    for value in values("incidents"):
+        found.take_change(json.loads(value))
+    for value in values("findings"):
+        record = json.loads(value)
+        if record["type"] == "finding":
+            found.take_finding(record)
+    return found
 
 
 def is_own(root_run_id: str) -> bool:
