@@ -149,15 +149,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def check_url(url: str) -> None:
-    """Refuses endpoints to which a secret would travel unencrypted.
+def check_url(url: str, what: str = "a token endpoint") -> None:
+    """Refuses endpoints to which a secret would travel unencrypted, and secrets in what is printed.
 
     Raises:
-        ValueError: the URL is neither https nor on this machine.
+        ValueError: the URL is neither https nor on this machine, or it holds a name or password.
     """
     parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError(f"the URL of {what} holds no name or password")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")):
-        raise ValueError("a token endpoint must be https://..., or http on this machine")
+        raise ValueError(f"{what} must be https://..., or http on this machine")
 
 
 def _checked(token: str, where: str) -> str:

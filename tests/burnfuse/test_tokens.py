@@ -136,6 +136,12 @@ def test_secrets_do_not_travel_in_clear(url: str) -> None:
         check_url(url)
 
 
+def test_a_url_holds_no_password_for_it_is_printed() -> None:
+    with pytest.raises(ValueError, match="the URL of a token endpoint holds no name or password") as refused:
+        check_url("https://id:planted@idp.example/token")
+    assert "planted" not in str(refused.value)
+
+
 def test_a_token_file_is_read_each_time(tmp_path: Path) -> None:
     path = tmp_path / "token"
     tokens = FileTokens(str(path))

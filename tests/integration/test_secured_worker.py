@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import os
+import signal
 import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +22,9 @@ import pytest
 import yaml
 from deployment import Deployment
 from kafka import KafkaConsumer, TopicPartition
+from kafka_broker import free_port
 from secured_kafka import PASSWORDS, SecuredKafka, unsigned_token
+from slack_server import Answer, slack_server_in_a_thread
 
 from burnfuse.security import Security
 from burnfuse.tokens import ClientCredentials
@@ -237,13 +245,14 @@ def test_each_missing_right_is_named(house: House, monkeypatch: pytest.MonkeyPat
 class TokenEndpoint(BaseHTTPRequestHandler):
     """Gives tokens that live for a few seconds to whoever knows the secret."""
 
+    secret: ClassVar[str] = ""
     subject: ClassVar[str] = ""
     given: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         form = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        good = self.headers["Authorization"] == "Basic YnVybmZ1c2U6dGhlLXNlY3JldA=="  # burnfuse:the-secret
-        if good and "grant_type=client_credentials" in form:
+        who = base64.b64encode(f"burnfuse:{self.secret}".encode()).decode()
+        if self.headers["Authorization"] == f"Basic {who}" and "grant_type=client_credentials" in form:
             token = unsigned_token(self.subject, 5.0)
             type(self).given.append(token)
             self.answer(200, {"access_token": token, "token_type": "Bearer", "expires_in": 5})
@@ -261,7 +270,7 @@ class TokenEndpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(house: House) -> Iterator[str]:
-    TokenEndpoint.subject, TokenEndpoint.given = house.user(WORKER), []
+    TokenEndpoint.secret, TokenEndpoint.subject, TokenEndpoint.given = "the-secret", house.user(WORKER), []
     with ThreadingHTTPServer(("127.0.0.1", 0), TokenEndpoint) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -326,8 +335,12 @@ def test_agents_get_tokens_from_the_endpoint_too(house: House, endpoint: str) ->
 # ----------------------------------------------------------------------------------------- secrets
 
 
-def test_secrets_are_in_no_output(house: House, endpoint: str) -> None:
-    planted = {f"BURNFUSE_{name.upper()}": f"planted-{name}" for name in SECRETS}
+def planted() -> dict[str, str]:
+    """All secrets, as variables."""
+    return {f"BURNFUSE_{name.upper()}": f"planted-{name}" for name in SECRETS}
+
+
+def test_secrets_that_are_refused_are_in_no_output(house: House, endpoint: str) -> None:
     scram, oauth = (
         house.config(WORKER),
         house.config("oauth", mechanism="OAUTHBEARER", token_url=endpoint, client_id="burnfuse"),
@@ -335,12 +348,87 @@ def test_secrets_are_in_no_output(house: House, endpoint: str) -> None:
     events = house.folder / "events.jsonl"
     events.write_text(json.dumps(loop("a")[0]))
     said = ""
-    for config in (scram, oauth):
-        for command in (["config", "show"], ["config", "check"], ["worker", "--verbose"], ["topics", "--json"],
-                        ["topics", "--acls", "--json"], ["dlq", "list", "--json"], ["replay", events]):  # fmt: skip
-            done = house.run(*command, *([config] if "check" in command else ["--config", config]), **planted)
-            assert "Traceback" not in done.stderr
-            said += done.stdout + done.stderr
+    for config, command in [
+        (scram, ["worker", "--verbose"]),
+        (scram, ["topics", "--json"]),
+        (oauth, ["worker", "--verbose"]),
+        (oauth, ["replay", events]),
+    ]:
+        done = house.run(*command, "--config", config, **planted())
+        assert "Traceback" not in done.stderr
+        said += done.stdout + done.stderr
     assert "does not let" in said
     assert "answers 401" in said
     assert "planted-" not in said
+
+
+def page(port: int, path: str) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as answer:
+        return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def test_secrets_in_use_are_in_no_output(house: House, endpoint: str) -> None:
+    """A worker with a key that has a password, tokens, a hash key and Slack; commands with a password."""
+    environment, port = planted(), free_port()
+    TokenEndpoint.secret = environment["BURNFUSE_KAFKA_CLIENT_SECRET"]
+    house.kafka.user(house.user(OPERATOR), environment["BURNFUSE_KAFKA_PASSWORD"])
+    for role, user in [(OPERATOR, OPERATOR), (PRODUCER, OPERATOR), (WORKER, WORKER)]:
+        house.kafka.grant(house.user(user), [rule for rule in rules(house.settings) if rule.role == role])
+    key = house.kafka.certificate("own", house.folder, password=environment["BURNFUSE_KAFKA_KEY_PASSWORD"])
+    by_token = house.kafka.settings(mechanism="OAUTHBEARER", token_url=endpoint, client_id="burnfuse")
+    by_token["tls"] |= key
+    said: list[str] = []
+
+    def tell(config: Path, *command: str | Path) -> None:
+        done = house.run(*command, *(["--config"] if command[-1] != "check" else []), config, **environment)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        said.append(done.stdout + done.stderr)
+
+    with slack_server_in_a_thread() as slack:
+        slack.answers += [Answer(drop=True), *[Answer(error="invalid_auth")] * 9]
+        own = house.write("own", kafka=by_token, metrics={"listen": f"127.0.0.1:{port}"},
+                          actions={"slack": {"enabled": True, "base_url": slack.url, "pause_s": 0.0}})  # fmt: skip
+        operator = house.config(OPERATOR)
+        events = house.folder / "events.jsonl"
+        events.write_text("".join(json.dumps(event) + "\n" for event in loop("a")) + "{\n")
+        for config, *command in [
+            (own, "config", "check"),
+            (own, "config", "show"),
+            (operator, "topics"),
+            (own, "topics", "--acls", "--format", "kafka-acls"),
+            (operator, "replay", events),
+        ]:
+            tell(config, *command)
+        with house.worker(own, **environment) as process:
+            log = house.folder / "worker.log"
+            house.wait_for("an action given up", lambda: "action slack gave up" in log.read_text(), process)
+            house.wait_for("dead letters", lambda: bool(house.read(f"{house.name}.dead")), process)
+            house.wait_for("readiness", lambda: '"ok": true' in page(port, "/readyz"), process)
+            process.send_signal(signal.SIGUSR1)
+            house.wait_for("tasks", lambda: '"message": "task ' in log.read_text(), process)
+            said += [page(port, path) for path in ("/readyz", "/healthz", "/metrics")]
+            tell(operator, "dlq", "list")
+            tell(own, "state", "show")
+        assert {call.authorization for call in slack.calls} == {f"Bearer {environment['BURNFUSE_SLACK_TOKEN']}"}
+
+    script = Path(__file__).with_name("crashing_worker.py")
+    tell(operator, "replay", events)
+    crashed = subprocess.run([sys.executable, str(script), str(own)], env=os.environ | environment,
+                             capture_output=True, text=True, timeout=DEADLINE_S, check=False)  # fmt: skip
+    assert "planted failure" in crashed.stderr
+    assert "Traceback" in crashed.stderr
+    said += [log.read_text(), crashed.stdout + crashed.stderr.replace("planted failure", "")]
+
+    told = "\n".join(said)
+    for shown in ("burnfuse_lag_seconds", "action slack gave up", "1 truncated", "kafka-acls.sh", "token_url"):
+        assert shown in told
+    who = base64.b64encode(f"burnfuse:{TokenEndpoint.secret}".encode()).decode()
+    secrets = [*environment.values(), *TokenEndpoint.given, who, *Path(key["key_file"]).read_text().splitlines()[1:-1]]
+    assert len(TokenEndpoint.given) >= 2
+    assert [secret for secret in secrets if secret in told] == []
+    assert "planted-" not in told
