@@ -138,7 +138,11 @@ class ClientCredentials:
         return _checked(answer.access_token, self._url), life_s
 
     def _opener(self) -> Any:
-        context = ssl.create_default_context(cafile=self._ca_file)
+        try:
+            context = ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:  # an ssl.SSLError is one
+            why = "not in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
+            raise TokenError(f"cannot use the certificates in {self._ca_file} for {self._url}: {why}") from error
         return urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
 
 
