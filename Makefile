@@ -16,7 +16,7 @@ endef
 SECONDS ?= 60
 SEED ?=
 SEEDS ?=
-.PHONY: help demo test bench chaos fuzz lint types venv lock clean
+.PHONY: help demo test bench chaos fuzz chart lint types venv lock clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ chaos: .venv/.dev ## kill, cut and freeze workers and the broker, by SEEDS=10 se
 
 fuzz: .venv/.fuzz ## fuzz every decoder for SECONDS=60 each (Linux); what it finds lies in .cache/fuzz
 	@$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
+chart: .venv/.dev ## render the Helm chart and check what comes out; needs helm, or Go to build it
+	@command -v helm >/dev/null || $(MAKE) --no-print-directory .cache/bin/helm
+	@PATH="$(CURDIR)/.cache/bin:$$PATH" REQUIRE_HELM=1 $(BIN)/python -m pytest tests/helm $(ARGS)
 
 lint: .venv/.dev ## check style and format
 	@$(BIN)/ruff check . $(SCRIPTS)
@@ -98,3 +102,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c re
 		-e '.[server]' pytest pytest-timeout
 	@.cache/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
+
+.cache/bin/helm:
+	@command -v go >/dev/null || { echo "There is no helm: install it, or Go to build it with" >&2; exit 1; }
+	@echo "Building helm (once, about four minutes)"
+	@GOBIN="$(CURDIR)/.cache/bin" go install helm.sh/helm/v3/cmd/helm@v3.19.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from kafka.net.sasl.oauth import AbstractTokenProvider
@@ -23,6 +24,10 @@ Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 class SecurityError(Exception):
     """A certificate or key that cannot be used; the text says which."""
+
+
+class KeyPasswordError(SecurityError):
+    """The private key has a password, and that is missing or another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class Security:
 
         Raises:
             SecurityError: a file cannot be read, or holds something else.
+            KeyPasswordError: the password of the private key is not the one given.
         """
         if not self.tls:
             return None
@@ -78,11 +84,22 @@ class Security:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.check_hostname = self.check_hostname
         if self.certificate_file is not None:
+            key_file = self.key_file or self.certificate_file
+            _read(self.certificate_file)
+            encrypted = b"ENCRYPTED" in _read(key_file)
             try:
                 # Without a password, OpenSSL would ask for one on the terminal.
-                context.load_cert_chain(self.certificate_file, self.key_file, self.key_password or "")
+                context.load_cert_chain(self.certificate_file, key_file, self.key_password or "")
+            except ValueError as error:
+                raise KeyPasswordError(
+                    f"the password for the key in {key_file} is longer than OpenSSL takes"
+                ) from error
             except OSError as error:
-                names = f"{self.certificate_file} and {self.key_file}"
+                # Of a wrong password OpenSSL only says that the file is of no use.
+                if encrypted and getattr(error, "reason", None) != "KEY_VALUES_MISMATCH":
+                    what = "another one than given" if self.key_password else "and none is given"
+                    raise KeyPasswordError(f"the key in {key_file} has a password, {what}") from error
+                names = f"{self.certificate_file} and {key_file}"
                 raise SecurityError(f"cannot use the certificate and key in {names}: {_why(error)}") from error
         return context
 
@@ -123,6 +140,15 @@ def _keep_quiet() -> None:
         logger.setLevel(logging.INFO)
 
 
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SecurityError(f"cannot read {path}: {_why(error)}") from error
+
+
 def _why(error: OSError) -> str:
-    reason = getattr(error, "reason", None)  # of OpenSSL, e.g. KEY_VALUES_MISMATCH
-    return str(reason).lower().replace("_", " ") if reason else error.strerror or "not in PEM format"
+    if isinstance(error, ssl.SSLError):
+        # Of OpenSSL, e.g. KEY_VALUES_MISMATCH.
+        return error.reason.lower().replace("_", " ") if error.reason else "not in PEM format"
+    return error.strerror or "not in PEM format"

@@ -138,7 +138,11 @@ class ClientCredentials:
         return _checked(answer.access_token, self._url), life_s
 
     def _opener(self) -> Any:
-        context = ssl.create_default_context(cafile=self._ca_file)
+        try:
+            context = ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:  # an ssl.SSLError is one
+            why = "not in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
+            raise TokenError(f"cannot use the certificates in {self._ca_file} for {self._url}: {why}") from error
         return urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
 
 
@@ -149,15 +153,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def check_url(url: str) -> None:
-    """Refuses endpoints to which a secret would travel unencrypted.
+def check_url(url: str, what: str = "a token endpoint") -> None:
+    """Refuses endpoints to which a secret would travel unencrypted, and secrets in what is printed.
 
     Raises:
-        ValueError: the URL is neither https nor on this machine.
+        ValueError: the URL is neither https nor on this machine, or it holds a name or password.
     """
     parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError(f"the URL of {what} holds no name or password")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")):
-        raise ValueError("a token endpoint must be https://..., or http on this machine")
+        raise ValueError(f"{what} must be https://..., or http on this machine")
 
 
 def _checked(token: str, where: str) -> str:

@@ -290,7 +290,10 @@ class Tracker:
             try:
                 self._producer = (self._make_producer or KafkaProducer)(**self._options)
             except Exception as error:
-                self._tell("Kafka cannot be reached, events are waiting", f"{type(error).__name__}: {error}")
+                self._tell(
+                    "Kafka cannot be reached or does not let us in, events are waiting",
+                    f"{type(error).__name__}: {error}; the logger `kafka` may say more",
+                )
                 self._pause(attempt)
             else:
                 # kafka-python closes its producers at exit; ours must be emptied before, so it is asked first.

@@ -19,7 +19,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.conn import create_conn, get_ip_port_afi
 from aiokafka.protocol.admin import ApiVersionRequest
 
-from burnfuse.security import Security, SecurityError
+from burnfuse.security import KeyPasswordError, Security, SecurityError
 from burnfuse.tokens import ClientCredentials, FileTokens, TokenError, Tokens
 from stream.errors import BrokerError, ConfigError
 from stream.settings import KafkaSettings, needed_secret, secret
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _CLIENT = {"client_id": "burnfuse", "bootstrap_timeout_ms": 10_000}
 """Settings of all kafka-python clients; by default they look for a broker for half a minute."""
 _LOOK_S = 5.0
+_SAY_S = 2.0
+"""A broker that refuses a certificate says so at once; one that takes it says nothing."""
 _REACH_MS = 10_000
 _GRANT = "`burnfuse topics --acls` lists the rights it needs"
 
@@ -169,6 +171,8 @@ def explained(kafka: KafkaSettings) -> Iterator[None]:
 def explanation(error: Exception, kafka: KafkaSettings) -> BrokerError | ConfigError:
     """One sentence for what a client library raised, or a token's source."""
     servers, who = ", ".join(kafka.bootstrap_servers), _who(kafka)
+    if isinstance(error, KeyPasswordError):
+        return ConfigError(f"{error}: check BURNFUSE_KAFKA_KEY_PASSWORD")
     if isinstance(error, SecurityError):
         return ConfigError(f"{error}: check kafka.tls")
     if isinstance(error, TokenError):
@@ -183,7 +187,7 @@ def explanation(error: Exception, kafka: KafkaSettings) -> BrokerError | ConfigE
         why = error.verify_message
         return BrokerError(f"the certificate of Kafka at {servers} does not hold ({why}): check kafka.tls.ca_file")
     if isinstance(error, ssl.SSLError):
-        return BrokerError(f"Kafka at {servers} does not speak TLS, or wants another certificate: check kafka.tls")
+        return BrokerError(_not_taken(error, kafka, servers))
     if isinstance(error, ours.KafkaTimeoutError | theirs.KafkaConnectionError | OSError):
         hint = _look(kafka)
         return BrokerError(hint or f"no Kafka broker answers at {servers}: check kafka.bootstrap_servers")
@@ -214,6 +218,20 @@ def _proof(kafka: KafkaSettings) -> str:
     return "kafka.sasl.username and BURNFUSE_KAFKA_PASSWORD"
 
 
+def _not_taken(error: ssl.SSLError, kafka: KafkaSettings, servers: str) -> str:
+    """Why TLS did not come about, in one sentence."""
+    _, _, alert = (error.reason or "").partition("_ALERT_")
+    if "CERTIFICATE" not in alert and alert != "UNKNOWN_CA":
+        return f"Kafka at {servers} does not speak TLS, or wants another certificate: check kafka.tls"
+    if kafka.tls.certificate_file is None:
+        return f"Kafka at {servers} asks for a certificate: set kafka.tls.certificate_file and kafka.tls.key_file"
+    why = alert.lower().replace("_", " ")
+    return (
+        f"Kafka at {servers} does not take the certificate in {kafka.tls.certificate_file} ({why}): "
+        "check kafka.tls.certificate_file, and whom brokers trust"
+    )
+
+
 def _look(kafka: KafkaSettings) -> str | None:
     """What there is instead of an answer, in one sentence; None: nothing."""
     for server in kafka.bootstrap_servers:
@@ -221,6 +239,8 @@ def _look(kafka: KafkaSettings) -> str | None:
         with suppress(OSError), socket.create_connection((host, port), _LOOK_S) as connection:
             if not kafka.tls.enabled and _speaks_tls(connection):
                 return f"Kafka at {server} wants encrypted connections: set kafka.tls.enabled"
+            if kafka.tls.enabled and (refusal := _refusal(connection, kafka, host)) is not None:
+                return _not_taken(refusal, kafka, server)
             return f"{server} takes connections but does not answer as Kafka does: check kafka.tls and kafka.sasl"
     return None
 
@@ -234,3 +254,21 @@ def _speaks_tls(connection: socket.socket) -> bool:
             return True
     except ssl.SSLError as error:
         return error.reason not in (None, "WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING")
+
+
+def _refusal(connection: socket.socket, kafka: KafkaSettings, host: str) -> ssl.SSLError | None:
+    """What the broker says to our certificate, or to having none.
+
+    With TLS 1.3 it says so after the handshake, and clients that have begun to write may not hear it any more.
+    """
+    with suppress(SecurityError, ConfigError, OSError):
+        context = security(kafka).context()
+        if context is None:
+            return None
+        try:
+            with context.wrap_socket(connection, server_hostname=host) as encrypted:
+                encrypted.settimeout(_SAY_S)
+                encrypted.recv(1)
+        except ssl.SSLError as error:
+            return error
+    return None

@@ -576,7 +576,13 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _yaml_problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
+        problem = str(error.problem)
+        # PyYAML repeats what follows, which may be a password that was put here.
+        if "constructor for the tag" in problem:
+            problem = "tags are not understood: put a text that begins with ! into quotes"
+        elif "undefined alias" in problem:
+            problem = "there is no such alias: put a text that begins with * into quotes"
+        return f"line {error.problem_mark.line + 1}: {problem}"
     return str(error).splitlines()[0] if str(error) else "it is nested too deeply"
 
 
@@ -626,7 +632,8 @@ def secret(name: str, environment: Mapping[str, str] | None = None) -> str | Non
     """
     env = os.environ if environment is None else environment
     variable = f"BURNFUSE_{name.upper()}"
-    value, path = env.get(variable), env.get(f"{variable}_FILE")
+    # A line's end is part of no secret: it comes along where a file is made a variable.
+    value, path = env.get(variable, "").rstrip("\r\n"), env.get(f"{variable}_FILE")
     if not value and path:
         try:
             value = Path(path).read_text(encoding="utf-8").strip()

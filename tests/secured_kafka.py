@@ -1,4 +1,4 @@
-"""A real broker with TLS, SASL and rights (ACLs); the plain port is the administrator's."""
+"""A real broker with TLS, SASL, certificates of clients and rights (ACLs); the plain port is the administrator's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import trustme
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from kafka import KafkaAdminClient
 from kafka.admin import (
     ACL,
@@ -27,14 +33,15 @@ from kafka.admin import (
 from kafka.admin._users import ScramMechanism
 from kafka_broker import free_port, running
 
-from stream.acls import Rule
+from stream.acls import AGENT, OPERATOR, PRODUCER, WORKER, Rule
 
 _RESOURCES = {
     "topic": ResourceType.TOPIC,
     "group": ResourceType.GROUP,
     "transactional-id": ResourceType.TRANSACTIONAL_ID,
 }
-PLAIN_USER, PLAIN_PASSWORD = "plain", "plain-password"
+PASSWORDS = {role: f"password-of-{role}" for role in (WORKER, PRODUCER, AGENT, OPERATOR)}
+"""Kafka wants to know those who log in by PLAIN when it starts; they are called plain-ROLE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +52,15 @@ class SecuredKafka:
     """Plain; whoever connects here may do everything."""
     secured: str
     """SASL_SSL."""
+    certified: str
+    """SSL; asks for a certificate, whose common name is the user."""
     ca_file: Path
     other_ca_file: Path
     """Vouches for others."""
+    clients: trustme.CA
+    """Vouches for clients."""
+    strangers: trustme.CA
+    """The broker does not know it."""
 
     def user(self, name: str, password: str) -> None:
         """Lets a user in, by SCRAM."""
@@ -56,6 +69,16 @@ class SecuredKafka:
             outcome = admin.alter_user_scram_credentials([UserScramCredentialUpsertion(name, mechanism, password)])
             assert not any(outcome.values()), outcome
         admin.close()
+
+    def certificate(
+        self, name: str, folder: Path, *, password: str = "", by: trustme.CA | None = None
+    ) -> dict[str, str]:
+        """Files with a certificate for a user and its key, as they are named in `kafka.tls`."""
+        issued = (by or self.clients).issue_cert(f"{name}.invalid", common_name=name)
+        files = {"certificate_file": str(folder / f"{name}.pem"), "key_file": str(folder / f"{name}.key")}
+        Path(files["certificate_file"]).write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        Path(files["key_file"]).write_bytes(_pkcs8(issued, password))
+        return files
 
     def grant(self, user: str, rules: Sequence[Rule]) -> None:
         """Gives a user these rights."""
@@ -73,6 +96,13 @@ class SecuredKafka:
             "sasl": sasl,
         }
 
+    def certified_settings(self, **certificate: str) -> dict[str, Any]:
+        """The same for who connects with a certificate and nothing else."""
+        return {
+            "bootstrap_servers": [self.certified],
+            "tls": {"enabled": True, "ca_file": str(self.ca_file)} | certificate,
+        }
+
 
 def acl(user: str, rule: Rule, operation: str) -> ACL:
     """A rule as kafka-python's ACL."""
@@ -82,24 +112,31 @@ def acl(user: str, rule: Rule, operation: str) -> ACL:
     return ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, resource)
 
 
+def _pkcs8(issued: trustme.LeafCert, password: str = "") -> bytes:
+    """The key of a certificate, encrypted if there is a password; Kafka reads PKCS #8 only."""
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    how = BestAvailableEncryption(password.encode()) if password else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
+
+
 @contextmanager
 def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
     """Runs a broker for the length of the block."""
-    ca, other = trustme.CA(), trustme.CA()
+    ca, other, clients, strangers = (trustme.CA(organization_name=name) for name in ("own", "other", "clients", "?"))
     certificate = ca.issue_cert("127.0.0.1")
     keystore = folder / "broker.pem"
-    # Kafka reads private keys in PKCS #8 only.
-    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
-    keystore.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + chain)
-    ca_file, other_ca_file = folder / "ca.pem", folder / "other-ca.pem"
+    keystore.write_bytes(_pkcs8(certificate) + b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    ca_file, other_ca_file, clients_file = folder / "ca.pem", folder / "other-ca.pem", folder / "clients-ca.pem"
     ca.cert_pem.write_to_path(ca_file)
     other.cert_pem.write_to_path(other_ca_file)
+    clients.cert_pem.write_to_path(clients_file)
     login = "org.apache.kafka.common.security"
     jaas = {
         "scram-sha-256": f"{login}.scram.ScramLoginModule required;",
         "scram-sha-512": f"{login}.scram.ScramLoginModule required;",
-        "plain": f'{login}.plain.PlainLoginModule required user_{PLAIN_USER}="{PLAIN_PASSWORD}";',
+        "plain": f"{login}.plain.PlainLoginModule required "
+        + " ".join(f'user_plain-{role}="{password}"' for role, password in PASSWORDS.items())
+        + ";",
         # Without another handler Kafka takes unsigned tokens: right for tests only.
         "oauthbearer": f"{login}.oauthbearer.OAuthBearerLoginModule required;",
     }
@@ -111,13 +148,19 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
         "listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms": "3600000",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(keystore),
+        "listener.name.ssl.ssl.client.auth": "required",
+        "listener.name.ssl.ssl.truststore.type": "PEM",
+        "listener.name.ssl.ssl.truststore.location": str(clients_file),
+        "listener.name.ssl.ssl.principal.mapping.rules": "RULE:^CN=([^,]+),.*$/$1/",
     } | {f"listener.name.sasl_ssl.{name}.sasl.jaas.config": value for name, value in jaas.items()}
-    port = free_port()
-    options = ["--listener", f"SASL_SSL:{port}"]
+    port, certified = free_port(), free_port()
+    options = ["--listener", f"SASL_SSL:{port}", "--listener", f"SSL:{certified}"]
     for key, value in properties.items():
         options += ["--set", f"{key}={value}"]
     with running(*options) as address:
-        yield SecuredKafka(address, f"127.0.0.1:{port}", ca_file, other_ca_file)
+        yield SecuredKafka(
+            address, f"127.0.0.1:{port}", f"127.0.0.1:{certified}", ca_file, other_ca_file, clients, strangers
+        )
 
 
 def unsigned_token(subject: str, life_s: float = 3600.0) -> str:

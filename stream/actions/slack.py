@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import aiohttp
 import msgspec
-from pydantic import Field
+from pydantic import Field, field_validator
 from slack_sdk.errors import SlackApiError, SlackRequestError
 from slack_sdk.web.async_client import AsyncWebClient
 
+from burnfuse.tokens import check_url
 from detectors.base import setting
 from stream.actions.base import ActionConfig, Failed, Outcome, Retry, Sent, Skipped, Tools, register
 from stream.errors import ConfigError
@@ -51,6 +52,12 @@ class SlackConfig(ActionConfig):
         source="Slack allows about one message per second and channel",
         ge=0,
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _encrypted(cls, url: str) -> str:
+        check_url(url, "Slack's Web API")
+        return url
 
     @property
     def least_pause_s(self) -> float:

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
-from burnfuse.security import Security, SecurityError
+from burnfuse.security import KeyPasswordError, Security, SecurityError
 from burnfuse.tokens import FileTokens
 
 
@@ -73,6 +79,26 @@ def test_an_own_certificate_is_taken(tmp_path: Path) -> None:
     one, path = trustme.CA().issue_cert("a"), tmp_path / "c.pem"
     one.private_key_and_cert_chain_pem.write_to_path(path)
     assert Security(tls=True, certificate_file=str(path), key_file=str(path)).context() is not None
+
+
+def test_a_key_may_have_a_password(tmp_path: Path) -> None:
+    one, certificate, key = trustme.CA().issue_cert("a"), tmp_path / "c.pem", tmp_path / "k.pem"
+    one.cert_chain_pems[0].write_to_path(certificate)
+    plain = load_pem_private_key(one.private_key_pem.bytes(), None)
+    key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"right")))
+
+    def use(password: str | None) -> None:
+        Security(tls=True, certificate_file=str(certificate), key_file=str(key), key_password=password).context()
+
+    use("right")
+    for password, says in [
+        ("planted", "k.pem has a password, another one than given"),
+        (None, "k.pem has a password, and none is given"),
+        ("planted" * 1000, "k.pem is longer than OpenSSL takes"),
+    ]:
+        with pytest.raises(KeyPasswordError, match=says) as refused:
+            use(password)
+        assert "planted" not in str(refused.value)
 
 
 def test_secrets_are_not_part_of_what_is_printed(tmp_path: Path) -> None:

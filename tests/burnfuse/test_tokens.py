@@ -130,10 +130,26 @@ def test_nobody_at_the_endpoint_is_told() -> None:
         tokens.token()
 
 
+@pytest.mark.parametrize(("content", "says"), [(None, "No such file or directory"), ("text", "not in PEM format")])
+def test_certificates_that_cannot_be_used_are_told_by_name(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    tokens = ClientCredentials("https://127.0.0.1:1/token", "id", lambda: "s", ca_file=str(file))
+    with pytest.raises(TokenError, match=f"cannot use the certificates in .*ca.pem for https://.*: {says}"):
+        tokens.token()
+
+
 @pytest.mark.parametrize("url", ["http://idp.example/token", "ftp://localhost/", "file:///etc/passwd", ""])
 def test_secrets_do_not_travel_in_clear(url: str) -> None:
     with pytest.raises(ValueError, match="must be https"):
         check_url(url)
+
+
+def test_a_url_holds_no_password_for_it_is_printed() -> None:
+    with pytest.raises(ValueError, match="the URL of a token endpoint holds no name or password") as refused:
+        check_url("https://id:planted@idp.example/token")
+    assert "planted" not in str(refused.value)
 
 
 def test_a_token_file_is_read_each_time(tmp_path: Path) -> None:

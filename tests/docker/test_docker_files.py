@@ -113,8 +113,8 @@ def test_each_service_waits_until_the_one_before_is_usable() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_slack_token_comes_from_the_environment(name: str) -> None:
-    assert SERVICES[name]["environment"]["BURNFUSE_SLACK_TOKEN"] is None
+def test_all_secrets_come_from_the_environment(name: str) -> None:
+    assert SERVICES[name]["environment"] == {f"BURNFUSE_{secret.upper()}": None for secret in settings.SECRETS}
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -18,7 +18,7 @@ from streams import command
 import detectors
 from stream.actions.base import registered
 from stream.errors import BurnfuseError, ConfigError, UsageError
-from stream.settings import Settings, default_settings, detector_config, load, parse, secret, settings_type
+from stream.settings import SECRETS, Settings, default_settings, detector_config, load, parse, secret, settings_type
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = set(Settings.model_fields)
@@ -109,8 +109,8 @@ def test_all_problems_are_told_at_once() -> None:
         ("detectors:\n  runaway:\n    warning: 1\n    warning: 2", "is not YAML: line 4: 'warning' is set twice"),
         ("kafka:\n\tprefix: x", "is not YAML: line 2: found character '\\t' that cannot start any token"),
         ("kafka: {", "is not YAML: line 1:"),
-        ("kafka: *nobody", "is not YAML: line 1: found undefined alias 'nobody'"),
-        ("kafka: !!python/object/apply:os.system ['true']", "is not YAML: line 1: could not determine a constructor"),
+        ("kafka: *nobody", "is not YAML: line 1: there is no such alias"),
+        ("kafka: !!python/object/apply:os.system ['true']", "is not YAML: line 1: tags are not understood"),
         ("kafka: &k {}\nengine: {<<: *k}", "is not YAML: line 2: merge keys (<<) are not understood"),
         ("? [a, b]\n: 1", "is not YAML: line 1: a key must be a name"),
         ("kafka: 2025-02-31", "is not YAML: day is out of range for month"),
@@ -294,6 +294,7 @@ def test_secrets_come_from_the_environment_or_from_files(tmp_path: Path) -> None
     assert secret("slack_token", both | {"BURNFUSE_SLACK_TOKEN": ""}) == "from-file"
     assert secret("slack_token", {"BURNFUSE_SLACK_TOKEN_FILE": ""}) is None
     assert secret("slack_token", {}) is None
+    assert secret("slack_token", {"BURNFUSE_SLACK_TOKEN": "made-of-a-file\n"}) == "made-of-a-file"
     assert secret("hash_key", both) is None
 
 
@@ -317,9 +318,30 @@ def test_a_hash_key_is_at_most_64_bytes() -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    planted = {"BURNFUSE_SLACK_TOKEN": "xoxb-planted", "BURNFUSE_HASH_KEY": "planted-key"}
-    for words in (["config", "show"], ["config", "schema"], ["--help"]):
+    planted = {f"BURNFUSE_{name.upper()}": f"planted-{name}" for name in SECRETS}
+    for words in (["config", "show"], ["config", "schema"], ["--help"], ["worker", "--help"]):
         assert "planted" not in "".join(map(str, command(*words, environment=planted)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{name}: planted" for name in SECRETS),
+        "kafka: {sasl: {password: planted}}",
+        "kafka: {sasl: {mechanism: planted, username: [planted]}}",
+        "kafka: {tls: {key_password: planted, key_file: {planted: planted}}}",
+        "kafka: {sasl: {mechanism: OAUTHBEARER, client_id: a, token_url: 'https://a:planted@idp.example/'}}",
+        "kafka: {sasl: {mechanism: OAUTHBEARER, client_id: a, token_url: 'http://idp.example/?secret=planted'}}",
+        "actions: {slack: {token: planted, base_url: 'https://a:planted@slack.example/'}}",
+        "kafka: {sasl: {password: planted\n",
+        "kafka: {sasl: {password: !planted}}",
+        "kafka: {sasl: {password: *planted}}",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text)
+    assert "planted" not in str(refused.value)
 
 
 def test_a_worker_must_be_heard_of_three_times_before_it_is_taken_for_dead() -> None:

@@ -157,6 +157,12 @@ def test_nothing_is_remembered_of_what_is_over() -> None:
     with_slack(use)
 
 
+@pytest.mark.parametrize("url", ["http://slack.example/api/", "https://a:planted@slack.example/api/"])
+def test_the_token_does_not_travel_in_clear(url: str) -> None:
+    with pytest.raises(ValueError, match="Slack's Web API"):
+        SlackConfig(base_url=url)
+
+
 def test_the_base_url_works_with_and_without_a_slash_at_its_end() -> None:
     async def main() -> None:
         async with slack_server() as server:
