@@ -103,11 +103,6 @@ class Table:
         return self._rows
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return sum(dtype.itemsize * max(width, 1) for dtype, _, width in self._fields.values())
-
-    @property
     def nbytes(self) -> int:
         """Bytes held by all columns."""
         return sum(c.nbytes for c in self._columns.values())
