@@ -28,10 +28,12 @@ from stream.errors import SavedStateError
 from stream.incidents import Change, ChangeKind, Incident, Incidents, SavedIncident
 from stream.sequencer import Offset, Position
 
-FORMAT = 1
-"""Version of what this module writes; a saved state of another one is refused. Raise it with every change to
-`SavedRows`, `SavedTime`, `Position`, the manifests, or the tables of `stream.entities`. Detectors have versions
-of their own."""
+FORMAT = 2
+"""Version of what this module writes. Raise it with every change to `SavedRows`, `SavedTime`, `Position`, the
+manifests, pages of tables, or the tables of `stream.entities`. Detectors have versions of their own."""
+
+READ = (1, FORMAT)
+"""Versions that can be read; a saved state of another one is refused. In version 1 no column leaves blanks out."""
 
 MANIFEST = b"manifest"
 
@@ -77,9 +79,9 @@ def decode(value: bytes, kind: type[T], name: str) -> T:
         found, content = _decode_versioned(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(name) from error
-    if found != FORMAT:
+    if found not in READ:
         raise SavedStateError(
-            f"the saved state of {name} has format {found}, this version of burnfuse reads {FORMAT}: "
+            f"the saved state of {name} has format {found}, this version of burnfuse reads up to {FORMAT}: "
             "run the version that wrote it, or give the state up with `burnfuse state reset`"
         )
     try:

@@ -385,8 +385,10 @@ def test_pages_are_filled_from_the_first_checkpoint_on() -> None:
     ingest = IngestStage(TOPICS, make_ingest(SETTINGS, position_name(TOPICS.usage), clock, None), 1, 1)
     stage = DetectStage(SETTINGS, TOPICS, WATCH, "bf.events/0", clock)
     written: list[set[bytes]] = []
-    for low in (0, 6000):
-        values = [b'{"agent_id": "a%d", "run_id": "r%d", "ts": 1}' % (agent, agent) for agent in range(low, low + 6000)]
+    for low in (0, 20_000):
+        values = [
+            b'{"agent_id": "a%d", "run_id": "r%d", "ts": 1}' % (agent, agent) for agent in range(low, low + 20_000)
+        ]
         for message in ingest.process([Record(value, 0, low + n, 1 + n, n) for n, value in enumerate(values)]):
             if message.topic == TOPICS.events:
                 stage.add(message.value, None)
@@ -453,7 +455,7 @@ def test_a_state_of_another_format_is_refused() -> None:
     for key in (MANIFEST, b"rows/run/0", b"ids/0/0"):
         saved, stage = a_state()
         saved.pages[key] = msgspec.msgpack.encode((state.FORMAT + 1, {"anything": 1}))
-        assert "has format 2, this version of burnfuse reads 1" in refused(saved, stage)
+        assert "has format 3, this version of burnfuse reads up to 2" in refused(saved, stage)
 
 
 def test_a_state_of_another_version_of_a_detector_is_refused() -> None:
