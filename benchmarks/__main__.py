@@ -19,6 +19,7 @@ PARTS = {
     "throughput": "benchmarks.throughput",
     "latency": "benchmarks.latency",
     "scaling": "benchmarks.scaling",
+    "restore": "benchmarks.restore",
     "soak": "benchmarks.soak",
 }
 """Part -> the module that measures it."""
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "throughput": [*events, *seconds, *repeats, *(["--only", *options.only] if options.only else [])],
         "latency": [],
         "scaling": [*events, *seconds],
+        "restore": repeats,
         "soak": [],
     }
     failed = []

@@ -122,6 +122,15 @@ class Broker:
             while topic in self.partitions():
                 time.sleep(0.1)
         self.create(topic)
+        self.fill(topic, load, keyed, tell)
+        return topic
+
+    def fill(self, topic: str, load: Load, keyed: bool, tell: Callable[[int], None]) -> None:
+        """Sends a load to a topic as fast as it goes; see `preload`.
+
+        Raises:
+            RuntimeError: the broker did not take all of it.
+        """
         producer = Producer(
             {
                 "bootstrap.servers": self.address,
@@ -148,7 +157,6 @@ class Broker:
             tell(sent)
         if producer.flush(_WAIT_S):
             raise RuntimeError(f"the broker did not take all events of {topic}")
-        return topic
 
 
 def _answered(ask: Callable[[], T]) -> T:

@@ -61,6 +61,7 @@ PARTS: Mapping[str, Callable[[Figures], str]] = {
     "throughput": _throughput,
     "latency": _latency,
     "scaling": lambda figures: table(results.SCALING_HEAD, results.scaling_rows(figures["scaling"])),
+    "restore": lambda figures: table(results.RESTORE_HEAD, results.restore_rows(figures["restore"])),
     "soak": lambda figures: table(results.SOAK_HEAD, results.soak_rows(figures["soak"])),
     "detectors": lambda figures: table(results.DETECTORS_HEAD, results.detectors_rows(figures["detectors"])),
     "stages": _stages,

@@ -118,6 +118,20 @@ def _others(all_: Figures) -> float:
     return float(max(rates))
 
 
+def _checkpoints(all_: Figures, load: str) -> float:
+    return float(all_["restore"]["cost"][load]["share"])
+
+
+def _restored(all_: Figures) -> float:
+    if all_["restore"]["agents"] < 1_000_000:
+        raise KeyError("1 M agents")
+    return float(max(one["from_start_s"] for one in all_["restore"]["restores"]))
+
+
+def _replayed(all_: Figures) -> float:
+    return float(max(one[way] for one in all_["restore"]["kills"] for way in ("input_age_s", "inner_age_s")))
+
+
 BARS = (
     Bar("worker / ceiling, any key", 0.25, 0.40, lambda a: _rate(a, "burnfuse") / _rate(a, "ceiling")),
     Bar("worker / ceiling, keyed by agent", 0.35, 0.60, lambda a: _rate(a, "burnfuse-keyed") / _rate(a, "ceiling")),
@@ -130,6 +144,18 @@ BARS = (
     Bar("Kafka to finding, p99", 500, 150, lambda a: float(a["latency"]["finding"]["p99"]), "ms", most=True),
     Bar("Kafka to Slack call, p99", 2000, 1000, lambda a: float(a["latency"]["slack"]["p99"]), "ms", most=True),
     Bar("detectors alone", 1e6, 3e6, lambda a: float(a["detectors"]["even"]["all"]["rate"]), "events/s"),
+    Bar(
+        "checkpoints, share of CPU time", 0.10, 0.05, lambda a: _checkpoints(a, "as in the other benchmarks"), most=True
+    ),
+    Bar(
+        "checkpoints, share of CPU time, at worst",
+        0.10,
+        0.05,
+        lambda a: _checkpoints(a, "every event of another agent"),
+        most=True,
+    ),
+    Bar("restore of 1 M agents", 60, 30, lambda a: _restored(a), "s", most=True),
+    Bar("replay after kill -9", 5, 3, lambda a: _replayed(a), "s of input", most=True),
     Bar("two workers / one worker", 1.5, 1.8, lambda a: float(a["scaling"]["two_workers_ratio"])),
 )
 
@@ -212,6 +238,61 @@ def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
         )
         for what, run in named
     ]
+
+
+RESTORE_HEAD = ("what", "figure")
+
+
+def restore_rows(figures: Figures) -> list[tuple[str, ...]]:
+    """One row per thing that was measured."""
+    rows: list[tuple[str, ...]] = []
+    for load, cost in figures.get("cost", {}).items():
+        rows += [
+            (f"checkpoints, share of CPU time, {load}", f"{cost['share']:.1%}"),
+            (
+                "... CPU s per million events with checkpoints, and with next to none",
+                ", ".join(_least_to_most(cost, how) for how in ("default", "rare")),
+            ),
+            ("... time of making pages, of CPU time", f"{cost['making_share']:.1%}"),
+            ("... the event loop stood still for at most", f"{cost['longest_piece_s'] * 1000:,.0f} ms"),
+            ("... bytes written per event", f"{cost['bytes_per_event']:,.0f}"),
+        ]
+    if "restores" not in figures:
+        return rows
+    before, restores, kills = figures["before"], figures["restores"], figures["kills"]
+    rows += [
+        ("agents, each with a run", f"{figures['agents']:,}"),
+        ("memory of the worker that took them in, and the most of it", _both(before)),
+    ]
+    for one in restores:
+        rows += [
+            (
+                f"restored after kill -9, {one['after']}: from the start of the worker, from the assignment",
+                f"{one['from_start_s']:.1f} s, {one['from_assignment_s']:.1f} s",
+            ),
+            ("... CPU time by then", f"{one['cpu_s']:.1f} s"),
+            ("... memory, and the most of it", _both(one)),
+            ("... state topics on the broker's disk", f"{one['disk_mb']:,.0f} MB"),
+        ]
+    for one in kills:
+        rows += [
+            (
+                f"killed with -9 at {figures['rate']:,.0f} events/s: events to be judged again, the oldest",
+                f"{one['inner_events']:,}, {one['inner_age_s']:.1f} s",
+            ),
+            ("... input events read again, the oldest", f"{one['input_events']:,}, {one['input_age_s']:.1f} s"),
+            ("... pages that count", f"{one['state_mb']:,.0f} MB"),
+        ]
+    return rows
+
+
+def _least_to_most(cost: Figures, how: str) -> str:
+    found = spread(run["cpu_s"] / cost["events"] * 1e6 for run in cost["runs"][how])
+    return f"{found['median']:.1f} ({found['min']:.1f} to {found['max']:.1f})"
+
+
+def _both(figures: Figures) -> str:
+    return f"{figures['memory_mb']:,.0f} MB, {figures['peak_mb']:,.0f} MB"
 
 
 SOAK_HEAD = ("what", "figure")

@@ -52,7 +52,7 @@ def measure(load: Load, batch: int = 8000, every_s: float = 3.0) -> dict[str, An
         if since >= every_s or low + batch >= len(given):
             since, checkpoints = 0.0, checkpoints + 1
             begun = time.thread_time()
-            made = {place: stage.checkpoint(here) for place, stage in stages.items()}
+            made = {place: list(stage.checkpoint(here)) for place, stage in stages.items()}
             saving += time.thread_time() - begun
             for place, some in made.items():
                 saved[place].take(some)

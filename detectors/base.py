@@ -70,8 +70,13 @@ class Spec:
 
 # ------------------------------------------------------------------------------------------ state
 
-TablePage: TypeAlias = dict[str, tuple[str, tuple[int, ...], bytes]]
-"""Rows of a table as plain data: field -> (dtype, shape, bytes)."""
+TableField: TypeAlias = tuple[str, tuple[int, ...], bytes]
+"""Values of a column: (dtype, shape, bytes). Where most are blank: `_THIN` and the dtype, and as bytes a bit per value,
+whether it is not blank, and then those that are not."""
+TablePage: TypeAlias = dict[str, TableField]
+"""Rows of a table as plain data."""
+
+_THIN = "~"
 
 # The tables of a page are looked at only when its name and version are right.
 _decode_page = msgspec.msgpack.Decoder(tuple[str, int, msgspec.Raw]).decode
@@ -91,6 +96,10 @@ class Table:
     def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
         self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
         self._columns: dict[str, NDArray[Any]] = {}
+        # By their bits, for a blank may be NaN, and -0.0 is not 0.0.
+        self._blank_bits = {
+            name: np.array(blank, dtype).view(f"u{dtype.itemsize}") for name, (dtype, blank, _) in self._fields.items()
+        }
         # Vectors as long as a number are moved as one.
         lengths = {name: dtype.itemsize * width for name, (dtype, _, width) in self._fields.items() if width}
         self._whole = {name: _WHOLE[length] for name, length in lengths.items() if length in _WHOLE}
@@ -101,11 +110,6 @@ class Table:
     def rows(self) -> int:
         """Rows that exist."""
         return self._rows
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return sum(dtype.itemsize * max(width, 1) for dtype, _, width in self._fields.values())
 
     @property
     def nbytes(self) -> int:
@@ -155,8 +159,14 @@ class Table:
     def dump(self, rows: Ints) -> TablePage:
         """The rows as plain data."""
         self.reserve(int(rows.max(initial=-1)) + 1)
-        taken = {name: self.take(name, rows) for name in self._fields}
-        return {name: (c.dtype.str, c.shape, c.tobytes()) for name, c in taken.items()}
+        return {name: self._field(name, self.take(name, rows)) for name in self._fields}
+
+    def _field(self, name: str, column: NDArray[Any]) -> TableField:
+        bits = self._blank_bits[name]
+        used = column.view(bits.dtype) != bits
+        if 2 * np.count_nonzero(used) > used.size:
+            return column.dtype.str, column.shape, column.tobytes()
+        return _THIN + column.dtype.str, column.shape, np.packbits(used).tobytes() + column[used].tobytes()
 
     def decode(self, n: int, page: TablePage) -> dict[str, NDArray[Any]]:
         """The columns of a page of n rows; `write` takes them.
@@ -167,12 +177,25 @@ class Table:
         if set(page) != set(self._fields):
             raise StateError(f"saved state has fields {sorted(page)}, expected {sorted(self._fields)}")
         columns = {}
-        for name, (dtype, _, width) in self._fields.items():
+        for name, (dtype, blank, width) in self._fields.items():
             kind, shape, raw = page[name]
             want = (n, width) if width else (n,)
-            if kind != dtype.str or tuple(shape) != want or len(raw) != dtype.itemsize * math.prod(want):
+            values, used = raw, None
+            if kind == _THIN + dtype.str:
+                begin = -(-math.prod(want) // 8)
+                used = np.unpackbits(np.frombuffer(raw[:begin], np.uint8)).view(bool)
+                values = raw[begin:]
+            some = math.prod(want) if used is None else int(used.sum())
+            if kind.removeprefix(_THIN) != dtype.str or tuple(shape) != want or len(values) != dtype.itemsize * some:
                 raise StateError(f"saved field {name!r} is {kind}{tuple(shape)}, expected {dtype.str}{want}")
-            columns[name] = np.frombuffer(raw, dtype).reshape(want)
+            if used is None:
+                columns[name] = np.frombuffer(raw, dtype).reshape(want)
+                continue
+            # Short or with a bit too many: it would not be of so many values.
+            if len(used) < math.prod(want) or used[math.prod(want) :].any():
+                raise StateError(f"saved field {name!r} is damaged")
+            columns[name] = column = np.full(want, blank, dtype)
+            column[used[: math.prod(want)].reshape(want)] = np.frombuffer(values, dtype)
         return columns
 
     def write(self, rows: Ints, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -207,7 +207,8 @@ def attach(
         else:
             await app.crash(error)
 
-    keeping = Keeping(settings.kafka, clock, settings.state.checkpoint_s, standby, crash, send.begin, pause, read_from)
+    every_s = settings.state.checkpoint_s
+    keeping = Keeping(settings.kafka, clock, health, metrics, every_s, standby, crash, send.begin, pause, read_from)
     keepers: dict[Place, Keeper[Any]] = {}
 
     def keeper(place: Place, make: Callable[[], Any]) -> Keeper[Any]:
@@ -649,7 +650,6 @@ def attach(
         mine.clear()
         mine.update(assigned)
         begun.clear()
-        health.assigned(len(mine))
         places = {(tp.topic, tp.partition) for tp in assigned}
         progress.reassign({partition for name, partition in places if name == topics.usage})
         # At a rebalance Kafka takes all partitions away and gives most of them back: what stays here keeps
@@ -664,6 +664,7 @@ def attach(
                 keepers[place] = keeper(place, make)
             kept = keepers[place]
             kept.start(partial(go_on if place[0] == topics.findings else resume, kept))
+        health.assigned(len(mine))  # only now, when it is known whose state is to be restored
         log.info("reading %d partitions", len(mine))
 
     @app.task

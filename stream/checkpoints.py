@@ -21,6 +21,8 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from stream.clock import Clock
 from stream.connection import for_aiokafka
 from stream.errors import SavedStateError
+from stream.health import Health
+from stream.metrics import Metrics
 from stream.settings import KafkaSettings
 from stream.stages import Message
 from stream.state import Origin, Page, Saved
@@ -35,6 +37,10 @@ _TELL_S = 5.0
 _TAKE_BACK_S = 15.0
 """After so long a partition that another process has taken, but that is still given to this one, is restored, s."""
 _STOP_S = 5.0
+_PIECE_S = 0.01
+"""Once making pages has taken so long, others have their turn, s."""
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, lie apart however many there are (Knuth, TAOCP 6.4)."""
 
 Place = tuple[str, int]
 """Topic and partition that a stage reads."""
@@ -76,7 +82,7 @@ class Stage(Protocol):
     def outgoing(self) -> list[Message]:
         """Messages that go out with the next checkpoint, or not at all."""
 
-    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]: ...
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> Iterable[Page]: ...
 
     def restore(self, saved: Saved, origin: Origin) -> Iterator[int]: ...
 
@@ -257,6 +263,8 @@ class Keeping:
 
     kafka: KafkaSettings
     clock: Clock
+    health: Health
+    metrics: Metrics
     interval_s: float
     standby: Standby | None
     crash: Callable[[BaseException], Awaitable[None]]
@@ -265,6 +273,12 @@ class Keeping:
     read_from: Callable[[Place, int], Awaitable[None]]
     restoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     saving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    _begun: int = 0
+
+    def first_after_s(self) -> float:
+        """When the next partition is to be saved for the first time, so that not all are saved at one moment."""
+        self._begun += 1
+        return self._begun * _GOLDEN % 1.0 * self.interval_s
 
 
 class Keeper(Generic[S]):
@@ -346,6 +360,7 @@ class Keeper(Generic[S]):
         """Begins, or goes on after a rebalance: restores the stage, then saves it again and again."""
         if self._stage is not None:
             self._stage.read_again()
+        self._keeping.health.restoring(self._name)
         self._task = asyncio.create_task(self._run(when_ready, after_s))
 
     async def _run(self, when_ready: Callable[[], Awaitable[None]], after_s: float) -> None:
@@ -353,17 +368,23 @@ class Keeper(Generic[S]):
             while True:
                 if after_s:
                     await asyncio.sleep(after_s)
+                    self._keeping.health.restoring(self._name)
                 try:
                     await self._restore()
                     self._ready = True
+                    self._keeping.health.restored(self._name)
                     if after_s and self._stage is not None:
                         # There was no rebalance: what came in the meantime was left alone, and must come again.
                         self.held = []
                         await self._keeping.read_from(self.place, self._stage.first)
                     await when_ready()
+                    interval_s = self._keeping.interval_s
+                    due = self._clock.monotonic() + self._keeping.first_after_s()
                     while True:
-                        await asyncio.sleep(self._keeping.interval_s)
-                        await self.save()
+                        await asyncio.sleep(due - self._clock.monotonic())
+                        await self._save()
+                        # Each partition keeps to its own moments, unless it has no time for that.
+                        due = max(due + interval_s, self._clock.monotonic() + interval_s / 2)
                 except FencedError:
                     self._keeping.pause(self.place)
                     self._let_go()
@@ -379,6 +400,7 @@ class Keeper(Generic[S]):
     def _let_go(self) -> None:
         self._ready, self.open, self._stage, self._everything = False, False, None, False
         self._done, self._unsent, self._sending, self.held = [], [], [], []
+        self._keeping.metrics.no_checkpoint(self._name)
         writer, self._writer = self._writer, None
         if writer is not None:
             self._closing = asyncio.create_task(writer.close())
@@ -386,7 +408,7 @@ class Keeper(Generic[S]):
     async def _restore(self) -> None:
         if self._stage is not None:
             # Kept over a rebalance: if it was elsewhere meanwhile, that process has fenced this one.
-            await self.save()
+            await self._save()
             return
         kafka, standby = self._keeping.kafka, self._keeping.standby
         async with self._keeping.restoring:
@@ -421,28 +443,51 @@ class Keeper(Generic[S]):
         Raises:
             FencedError: the partition is another process's now.
         """
+        # Who waits may be cancelled, at a rebalance; half a checkpoint would be of no use.
+        return await asyncio.shield(asyncio.ensure_future(self._save()))
+
+    async def _save(self) -> bool:
         async with self._saving:
             stage, writer = self._stage, self._writer
             if stage is None or writer is None:
                 return False
-            async with self.order:
-                pages = stage.checkpoint(self._origin, everything=self._everything)
-                done, self._done = self._done, []
-                messages, self._unsent = self._unsent + stage.outgoing(), []
-                sending = list(self._sending)
+            begun = self._clock.monotonic()
             try:
+                async with self.order:
+                    everything, self._everything = self._everything, True
+                    pages = await self._pages(stage, everything=everything)
+                    done, self._done = self._done, []
+                    messages, self._unsent = self._unsent + stage.outgoing(), []
+                    sending = list(self._sending)
                 await on_kafka(sending)
                 async with self._keeping.saving:
-                    begun = self._clock.monotonic()
+                    written = self._clock.monotonic()
                     await writer.write(pages, messages)
             except KafkaError as error:
-                self._everything, self._done, self._unsent = True, done + self._done, messages + self._unsent
+                if self._stage is stage:
+                    self._done, self._unsent = done + self._done, messages + self._unsent
                 log.warning("the state of %s could not be saved, it is tried again: %s", self._name, error)
                 return False
-            self._everything, self._saved_at = False, begun
+            if self._stage is not stage:
+                return False  # there was no time to wait for it
+            self._everything, self._saved_at = False, written
+            took, size = self._clock.monotonic() - begun, sum(len(page.value or b"") for page in pages)
+            self._keeping.metrics.checkpoint(self._name, took, size)
             for token in done:
                 token.done()
             return True
+
+    async def _pages(self, stage: S, *, everything: bool) -> list[Page]:
+        """The pages of a checkpoint; in between others have their turn, but the stage stays as it is."""
+        pages, since = [], self._clock.monotonic()
+        for page in stage.checkpoint(self._origin, everything=everything):
+            pages.append(page)
+            if (took := self._clock.monotonic() - since) >= _PIECE_S:
+                self._keeping.metrics.checkpoint_piece(took)
+                await asyncio.sleep(0)
+                since = self._clock.monotonic()
+        self._keeping.metrics.checkpoint_piece(self._clock.monotonic() - since)
+        return pages
 
     async def rest(self, limit_s: float) -> None:
         """Stops; what has been done is saved, if that takes no longer than `limit_s`."""
@@ -451,7 +496,7 @@ class Keeper(Generic[S]):
             async with asyncio.timeout(limit_s):
                 await self._stop()
                 if ready:
-                    await self.save()
+                    await self._save()
         except FencedError:
             ready = False
         except TimeoutError:
@@ -464,6 +509,7 @@ class Keeper(Generic[S]):
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
+        self._keeping.health.restored(self._name)  # or it is no concern of this process any more
         if task is None:
             return
         async with self._saving:  # in the midst of a transaction nobody may be interrupted

@@ -354,11 +354,6 @@ class Engine:
         """Rows ever given out to entities of a scope."""
         return self._entities[scope].rows
 
-    def row_bytes(self, scope: Scope) -> int:
-        """About how many bytes `dump` takes per row; trees come on top."""
-        tables = [t for d in self._of(scope).values() for t in d.tables.values()]
-        return self._entities[scope].row_bytes + sum(table.row_bytes for table in tables)
-
     def dump(self, scope: Scope, rows: Ints) -> SavedRows:
         """The state of rows (k,)."""
         return SavedRows(

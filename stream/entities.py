@@ -135,11 +135,6 @@ class Entities:
 
     # ------------------------------------------------------------------------------ saved state
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self._table.row_bytes
-
     def changed(self) -> Ints:
         """Rows that differ from what they were when this was asked before, ascending."""
         rows = np.flatnonzero(self._changed)

@@ -41,6 +41,7 @@ class Declared:
 
 _BATCH_S = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0)
 _CHECKPOINT_S = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0)
+_PIECE_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 DECLARED: tuple[Declared, ...] = (
     # Events
@@ -188,19 +189,35 @@ DECLARED: tuple[Declared, ...] = (
         "checkpoint_age_seconds",
         "gauge",
         "s",
-        "Time since the last checkpoint was complete; NaN before the first one.",
-        "above 15 min: a restart would go back as far",
+        "Time since the last checkpoint of a partition was complete, of the partition where it is longest; NaN where "
+        "there is none.",
+        "above 60 s for 5 min: a restart would go back as far",
     ),
     Declared(
         "checkpoint_seconds",
         "histogram",
         "s",
-        "Time it took to write a checkpoint.",
+        "Time a checkpoint of a partition took, until Kafka had it.",
         "no alert: for tuning",
         (),
         _CHECKPOINT_S,
     ),
-    Declared("checkpoint_bytes", "gauge", "bytes", "Size of the last checkpoint.", "no alert: for capacity planning"),
+    Declared(
+        "checkpoint_piece_seconds",
+        "histogram",
+        "s",
+        "Time the event loop stood still for a piece of a checkpoint; the sum is what making checkpoints took.",
+        "no alert: for tuning",
+        (),
+        _PIECE_S,
+    ),
+    Declared(
+        "checkpoint_bytes_total",
+        "counter",
+        "bytes",
+        "State written in checkpoints, before compression.",
+        "no alert: for capacity planning",
+    ),
     # The worker itself
     Declared(
         "ready",
@@ -264,8 +281,8 @@ class Metrics:
             kind = {"counter": prometheus.Counter, "gauge": prometheus.Gauge, "histogram": prometheus.Histogram}
             more: dict[str, Any] = {"buckets": one.buckets} if one.buckets else {}
             self._of[one.name] = kind[one.kind](PREFIX + one.name, one.help, one.labels, registry=self.registry, **more)
-        self._checkpoint_at = float("nan")
-        self._of["checkpoint_age_seconds"].set_function(lambda: self._clock.monotonic() - self._checkpoint_at)
+        self._checkpoint_at: dict[str, float] = {}
+        self._of["checkpoint_age_seconds"].set_function(self._checkpoint_age_s)
         for name in ("kafka_silence_seconds",):
             self._of[name].set(float("nan"))
         # What may be alerted on must be there before it happens for the first time: rates start from a 0.
@@ -368,8 +385,21 @@ class Metrics:
         """So many incidents wait for an action."""
         self._of["actions_waiting"].labels(action).set(incidents)
 
-    def checkpoint(self, seconds: float, size: int) -> None:
-        """A checkpoint of so many bytes is complete; writing it took so long."""
-        self._checkpoint_at = self._clock.monotonic()
+    def checkpoint(self, name: str, seconds: float, size: int) -> None:
+        """A checkpoint of a partition, of so many bytes, is complete; it took so long."""
+        self._checkpoint_at[name] = self._clock.monotonic()
         self._of["checkpoint_seconds"].observe(seconds)
-        self._of["checkpoint_bytes"].set(size)
+        self._of["checkpoint_bytes_total"].inc(size)
+
+    def checkpoint_piece(self, seconds: float) -> None:
+        """A piece of a checkpoint was made; nothing else could happen for so long."""
+        self._of["checkpoint_piece_seconds"].observe(seconds)
+
+    def no_checkpoint(self, name: str) -> None:
+        """The partition's state is kept elsewhere now."""
+        self._checkpoint_at.pop(name, None)
+
+    def _checkpoint_age_s(self) -> float:
+        # A scrape comes from another thread.
+        moments = list(self._checkpoint_at.values())
+        return self._clock.monotonic() - min(moments) if moments else float("nan")

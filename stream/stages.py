@@ -370,8 +370,10 @@ class DetectStage:
 
     # ------------------------------------------------------------------------------ saved state
 
-    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]:
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> Iterator[Page]:
         """What has changed in the stage since the checkpoint before, as of the latest step.
+
+        All pages must be taken before the next step; who takes a part of them must ask for everything next.
 
         Args:
             everything: All of it, changed or not.
@@ -395,7 +397,7 @@ class DetectStage:
                 told_clock=self._told_clock,
             )
 
-        return list(self._state.changes(manifest))
+        return self._state.changes(manifest)
 
     def restore(self, saved: Saved, origin: Origin) -> Iterator[int]:
         """Takes a saved state, before any record; gives the bytes taken after each page.
@@ -533,7 +535,7 @@ class IncidentStage:
     # ------------------------------------------------------------------------------ saved state
 
     def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]:
-        """What has changed since the checkpoint before."""
+        """What has changed since the checkpoint before: at once, for actions may `finish` at any time."""
         if everything:
             self._state.save_all()
         return list(self._state.changes(origin, self._clock.now(), self._end))

@@ -28,10 +28,12 @@ from stream.errors import SavedStateError
 from stream.incidents import Change, ChangeKind, Incident, Incidents, SavedIncident
 from stream.sequencer import Offset, Position
 
-FORMAT = 1
-"""Version of what this module writes; a saved state of another one is refused. Raise it with every change to
-`SavedRows`, `SavedTime`, `Position`, the manifests, or the tables of `stream.entities`. Detectors have versions
-of their own."""
+FORMAT = 2
+"""Version of what this module writes. Raise it with every change to `SavedRows`, `SavedTime`, `Position`, the
+manifests, pages of tables, or the tables of `stream.entities`. Detectors have versions of their own."""
+
+READ = (1, FORMAT)
+"""Versions that can be read; a saved state of another one is refused. In version 1 no column leaves blanks out."""
 
 MANIFEST = b"manifest"
 
@@ -77,9 +79,9 @@ def decode(value: bytes, kind: type[T], name: str) -> T:
         found, content = _decode_versioned(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(name) from error
-    if found != FORMAT:
+    if found not in READ:
         raise SavedStateError(
-            f"the saved state of {name} has format {found}, this version of burnfuse reads {FORMAT}: "
+            f"the saved state of {name} has format {found}, this version of burnfuse reads up to {FORMAT}: "
             "run the version that wrote it, or give the state up with `burnfuse state reset`"
         )
     try:
@@ -372,7 +374,7 @@ class DetectState:
         self._all = True
 
     def changes(self, manifest: Callable[[int, dict[str, int]], DetectManifest]) -> Iterator[Page]:
-        """The pages of a checkpoint; all must be taken, at once, while the engine is left alone.
+        """The pages of a checkpoint; all must be taken, while the engine is left alone.
 
         Args:
             manifest: Makes the manifest: given the checkpoint's number, and how many pages of shared state
@@ -386,7 +388,7 @@ class DetectState:
             yield from self._row_pages(scope, pages)
         yield from self._ids.changes()
         shared: dict[str, int] = {}
-        for name, detector in self._engine.detectors.items():
+        for name, detector in list(self._engine.detectors.items()):
             pieces = _pieces(detector.dump_shared())
             before, now = ([] if everything else self._shared.get(name, [])), [hash(piece) for piece in pieces]
             for i, piece in enumerate(pieces):
@@ -400,9 +402,13 @@ class DetectState:
         yield Page(MANIFEST, encode(manifest(self._number, shared)))
 
     def _row_pages(self, scope: Scope, pages: RowPages) -> Iterator[Page]:
-        size = self._sizes.get(scope) or self._engine.row_bytes(scope)
-        full = max(1, PAGE_BYTES // size)
-        rows, given_up = pages.renew(self._engine.changed(scope), full)
+        changed = self._engine.changed(scope)
+        if scope not in self._sizes and len(changed):
+            # With too many or too few rows in them the first pages would soon be written anew.
+            some = changed[:: max(1, len(changed) // _ENOUGH_ROWS)]
+            self._sizes[scope] = 1 + len(encode(self._engine.dump(scope, some))) // len(some)
+        full = max(1, PAGE_BYTES // self._sizes.get(scope, PAGE_BYTES))
+        rows, given_up = pages.renew(changed, full)
         written = 0
         for low in range(0, len(rows), full):
             for page in self._page(scope, pages, rows[low : low + full]):

@@ -187,7 +187,7 @@ def test_a_worker_refuses_a_state_of_another_version_in_one_sentence(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"burnfuse: the saved state of {name}.graph/1 has format {state.FORMAT + 1}, this version of burnfuse reads "
-        f"{state.FORMAT}: run the version that wrote it, or give the state up with `burnfuse state reset`"
+        f"up to {state.FORMAT}: run the version that wrote it, or give the state up with `burnfuse state reset`"
     )
     burnfuse("state", "reset", "--config", str(config), "--yes")
     with worker(config, TOKEN) as process:

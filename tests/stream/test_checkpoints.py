@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from event_loop import turn
 
 from stream.checkpoints import Keeper, Keeping, Writer
 from stream.clock import ManualClock
+from stream.health import Health
+from stream.metrics import Metrics
 from stream.settings import default_settings
 from stream.stages import Message
 from stream.state import Origin, Page, Saved, origin
@@ -32,7 +35,7 @@ class Counter:
     def outgoing(self) -> list[Message]:
         return []
 
-    def checkpoint(self, origin: Origin, *, everything: bool = False) -> list[Page]:
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> Iterable[Page]:
         return [Page(b"count", str(self.count).encode())]
 
     def restore(self, saved: Saved, origin: Origin) -> Iterator[int]:
@@ -70,8 +73,10 @@ class Kafka(Writer):
 async def nothing(*_: Any) -> None: ...
 
 
-def keeper(kafka: Kafka) -> Keeper[Counter]:
-    keeping = Keeping(SETTINGS.kafka, ManualClock(), 3.0, None, nothing, kafka.send, lambda _: None, nothing)
+def keeper(kafka: Kafka, clock: ManualClock | None = None) -> Keeper[Counter]:
+    clock = clock or ManualClock()
+    health, metrics = Health(clock, 30.0, 30.0), Metrics(clock)
+    keeping = Keeping(SETTINGS.kafka, clock, health, metrics, 3.0, None, nothing, kafka.send, lambda _: None, nothing)
     kept = Keeper(keeping, ("events", 0), "state", origin("events", 1, None), Counter)
     # As if restored.
     kept._stage, kept._writer, kept._ready = Counter(), kafka, True
@@ -120,5 +125,103 @@ def test_a_stage_that_is_elsewhere_does_nothing() -> None:
         await kept.close()
         assert await kept.work(Counter.step) == ()
         assert kafka.told == []
+
+    asyncio.run(main())
+
+
+class Large(Counter):
+    """A stage whose checkpoint has pages that take long to make."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.asked: list[bool] = []
+
+    def checkpoint(self, origin: Origin, *, everything: bool = False) -> Iterable[Page]:
+        self.asked.append(everything)
+        for number in range(5):
+            self.clock.advance(0.03)
+            yield Page(str(number).encode(), str(self.count).encode())
+
+
+def test_others_have_their_turn_while_pages_are_made_but_the_stage_stays_as_it_is() -> None:
+    async def main() -> None:
+        kafka, clock = Kafka(), ManualClock()
+        kafka.room.set()
+        kept = keeper(kafka, clock)
+        kept._stage = stage = Large(clock)
+        saving = asyncio.create_task(kept.save())
+        stepping = asyncio.create_task(kept.work(Counter.step))
+        turns = 0
+        while not kafka.saved:
+            await asyncio.sleep(0)
+            turns += 1
+            assert turns < 1000
+        assert turns >= 5
+        assert await saving
+        assert kafka.saved == [b"0"] * 5, "a step came between the pages"
+        await stepping
+        assert stage.count == 1
+        value = kept._keeping.metrics.registry.get_sample_value
+        assert value("burnfuse_checkpoint_piece_seconds_sum") == pytest.approx(0.15)
+        assert value("burnfuse_checkpoint_piece_seconds_bucket", {"le": "0.05"}) == 6  # the last one is empty
+        assert value("burnfuse_checkpoint_bytes_total") == 5
+        assert value("burnfuse_checkpoint_age_seconds") == 0
+
+    asyncio.run(main())
+
+
+def test_a_checkpoint_nobody_waits_for_any_more_is_made_to_its_end() -> None:
+    async def main() -> None:
+        kafka, clock = Kafka(), ManualClock()
+        kept = keeper(kafka, clock)
+        kept._stage = stage = Large(clock)
+        saving = asyncio.create_task(kept.save())
+        await turn()
+        saving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await saving
+        assert await kept.save()
+        assert kafka.saved == [b"0"] * 10
+        assert stage.asked == [False, False]
+
+    asyncio.run(main())
+
+
+def test_after_a_part_of_a_checkpoint_all_of_it_is_written() -> None:
+    async def main() -> None:
+        kafka, clock = Kafka(), ManualClock()
+        kept = keeper(kafka, clock)
+        kept._stage = stage = Large(clock)
+        resting = asyncio.create_task(kept._save())
+        await asyncio.sleep(0)
+        resting.cancel()  # there is no time left
+        with contextlib.suppress(asyncio.CancelledError):
+            await resting
+        assert await kept.save()
+        assert stage.asked == [False, True]
+
+    asyncio.run(main())
+
+
+def test_partitions_are_not_saved_all_at_once() -> None:
+    keeping = keeper(Kafka())._keeping
+    first = sorted(keeping.first_after_s() for _ in range(16))
+    gaps = [b - a for a, b in zip([0.0, *first], [*first, keeping.interval_s], strict=True)]
+    assert min(gaps[1:-1]) > 0.5 * keeping.interval_s / 17
+    assert max(gaps) < 2 * keeping.interval_s / 17
+
+
+def test_a_worker_is_ready_when_the_state_of_its_partitions_is_restored() -> None:
+    async def main() -> None:
+        kept = keeper(Kafka())
+        health, ready = kept._keeping.health, asyncio.Event()
+        health.answered()
+        kept.start(ready.wait)
+        health.assigned(1)
+        assert health.unready() == ["state is being restored: events/0"]
+        await turn()
+        assert health.unready() == []
+        await kept.close()
 
     asyncio.run(main())

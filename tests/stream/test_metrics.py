@@ -46,7 +46,8 @@ def filled() -> Metrics:
     metrics.assigned(2)
     metrics.action("slack", "open", "sent")
     metrics.actions_waiting("slack", 3)
-    metrics.checkpoint(1.5, 1000)
+    metrics.checkpoint("bf.events/0", 1.5, 1000)
+    metrics.checkpoint_piece(0.02)
     incidents = Incidents(default_settings().incidents)
     incidents.add(FINDING, 100.0)
     metrics.incidents(incidents.open)
@@ -79,7 +80,8 @@ def test_what_happened_is_counted() -> None:
         "actions_waiting": ({"action": "slack"}, 3),
         "checkpoint_age_seconds": ({}, 0.0),
         "checkpoint_seconds_sum": ({}, 1.5),
-        "checkpoint_bytes": ({}, 1000),
+        "checkpoint_bytes_total": ({}, 1000),
+        "checkpoint_piece_seconds_sum": ({}, 0.02),
         "partitions_assigned": ({}, 2),
     }
     assert {name: value(PREFIX + name, labels) for name, (labels, _) in told.items()} == {
@@ -107,7 +109,7 @@ def test_each_is_declared_as_the_field_does_it(one: Any) -> None:
     assert re.fullmatch(r"[a-z][a-z_]*[a-z]", one.name)
     assert (one.kind == "counter") == one.name.endswith("_total")
     assert (one.unit == "s") == one.name.endswith("_seconds")
-    assert (one.unit == "bytes") == one.name.endswith("_bytes")
+    assert (one.unit == "bytes") == one.name.removesuffix("_total").endswith("_bytes")
     assert one.help.endswith(".")
     assert one.alert
     assert bool(one.buckets) == (one.kind == "histogram")

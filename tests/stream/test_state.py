@@ -141,7 +141,7 @@ class World:
         self.done[place].update(done)
 
     def checkpoint(self, place: Place, *, everything: bool = False) -> None:
-        pages = self.stages[place].checkpoint(ORIGIN, everything=everything)
+        pages = list(self.stages[place].checkpoint(ORIGIN, everything=everything))
         assert all(len(page.value or b"") < 1_000_000 for page in pages)
         self.saved[place].take(pages)
 
@@ -380,6 +380,29 @@ def test_many_small_checkpoints_leave_few_pages() -> None:
     assert len(topic) < 100
 
 
+def test_pages_are_filled_from_the_first_checkpoint_on() -> None:
+    clock, saved = ManualClock(NOW), Saved()
+    ingest = IngestStage(TOPICS, make_ingest(SETTINGS, position_name(TOPICS.usage), clock, None), 1, 1)
+    stage = DetectStage(SETTINGS, TOPICS, WATCH, "bf.events/0", clock)
+    written: list[set[bytes]] = []
+    for low in (0, 20_000):
+        values = [
+            b'{"agent_id": "a%d", "run_id": "r%d", "ts": 1}' % (agent, agent) for agent in range(low, low + 20_000)
+        ]
+        for message in ingest.process([Record(value, 0, low + n, 1 + n, n) for n, value in enumerate(values)]):
+            if message.topic == TOPICS.events:
+                stage.add(message.value, None)
+        stage.step()
+        pages = [page for page in stage.checkpoint(ORIGIN) if page.key.startswith(b"rows/")]
+        assert not [page.key for page in pages if page.value is None], "nothing that was saved has changed"
+        saved.take(pages)
+        written.append({page.key for page in pages})
+    for scope in (b"run", b"agent"):
+        sizes = [len(saved.pages[key]) for key in sorted(written[0]) if scope in key]
+        assert len(sizes) > 2
+        assert all(0.7 * state.PAGE_BYTES < size < 1.3 * state.PAGE_BYTES for size in sizes[:-1])
+
+
 @given(st.lists(st.lists(st.integers(2, 200), max_size=30), max_size=30), st.integers(1, 40), st.randoms())
 def test_remembered_ids_survive(batches: list[list[int]], size: int, rng: random.Random) -> None:
     plain_ids, ids = RecentIds(size), RecentIds(size)
@@ -432,7 +455,7 @@ def test_a_state_of_another_format_is_refused() -> None:
     for key in (MANIFEST, b"rows/run/0", b"ids/0/0"):
         saved, stage = a_state()
         saved.pages[key] = msgspec.msgpack.encode((state.FORMAT + 1, {"anything": 1}))
-        assert "has format 2, this version of burnfuse reads 1" in refused(saved, stage)
+        assert "has format 3, this version of burnfuse reads up to 2" in refused(saved, stage)
 
 
 def test_a_state_of_another_version_of_a_detector_is_refused() -> None:
