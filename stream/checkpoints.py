@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import InvalidProducerEpoch, KafkaConnectionError, KafkaError, ProducerFenced
 
 from stream.clock import Clock
 from stream.connection import for_aiokafka
@@ -36,6 +36,8 @@ _TAKE_BACK_S = 15.0
 """After so long a partition that another process has taken, but that is still given to this one, is restored, s."""
 _STOP_S = 5.0
 
+_TAKEN = "Kafka says that another worker has taken it"
+
 Place = tuple[str, int]
 """Topic and partition that a stage reads."""
 
@@ -49,7 +51,7 @@ async def on_kafka(sent: Iterable[Awaitable[Any]]) -> None:
 
 
 class FencedError(Exception):
-    """Another process writes to this state now."""
+    """This process cannot write to this state any more: another one does, or the producer has failed for good."""
 
 
 class Token(Protocol):
@@ -113,7 +115,8 @@ class Writer:
         """Writes all of it or nothing.
 
         Raises:
-            FencedError: another process has opened the state since; this one must let go of it.
+            FencedError: another process has opened the state since, or this one's producer is of no use any more; it
+                must let go of it.
             KafkaError: it could not be written.
         """
         producer, sending = self._producer, []
@@ -122,7 +125,7 @@ class Writer:
         ]
         records += [(message.topic, message.partition, message.key, message.value) for message in messages]
         if self._fenced:
-            raise FencedError
+            raise FencedError(_TAKEN)
         try:
             await producer.begin_transaction()
             try:
@@ -135,17 +138,30 @@ class Writer:
             await producer.commit_transaction()
         except (ProducerFenced, InvalidProducerEpoch) as error:
             self._fenced = True
-            raise FencedError(str(error)) from error
-        except KafkaError:
-            with suppress(KafkaError, AssertionError):
-                await producer.abort_transaction()
+            raise FencedError(_TAKEN) from error
+        except AssertionError as error:
+            raise self._failed(error) from error
+        except KafkaError as error:
+            try:
+                with suppress(KafkaError):
+                    await producer.abort_transaction()
+            except AssertionError:
+                raise self._failed(error) from error
             raise
+
+    def _failed(self, error: Exception) -> FencedError:
+        # Where a coordinator says what aiokafka does not know, as one does whose disk is full, its producer ends; all
+        # it says from then on is that its state does not allow what it is asked. Another one cannot just be opened:
+        # it would fence whoever may have taken the partition by now.
+        self._fenced = True
+        return FencedError(f"its producer has failed ({error})")
 
     async def close(self) -> None:
         """Lets go of the state."""
-        with suppress(KafkaError, TimeoutError, AssertionError):
+        with suppress(KafkaError, TimeoutError):
             if self._opening is not None:
                 await asyncio.wait_for(asyncio.shield(self._opening), _STOP_S)
+        with suppress(KafkaError, TimeoutError, AssertionError):
             await asyncio.wait_for(self._producer.stop(), _STOP_S)
 
 
@@ -354,7 +370,13 @@ class Keeper(Generic[S]):
                 if after_s:
                     await asyncio.sleep(after_s)
                 try:
-                    await self._restore()
+                    try:
+                        await self._restore()
+                    except KafkaConnectionError:
+                        if not after_s:
+                            raise
+                        self._let_go()  # Kafka may be away for long; that is told elsewhere
+                        continue
                     self._ready = True
                     if after_s and self._stage is not None:
                         # There was no rebalance: what came in the meantime was left alone, and must come again.
@@ -364,10 +386,10 @@ class Keeper(Generic[S]):
                     while True:
                         await asyncio.sleep(self._keeping.interval_s)
                         await self.save()
-                except FencedError:
+                except FencedError as error:
                     self._keeping.pause(self.place)
                     self._let_go()
-                    log.warning("%s: another worker has taken it; it is left alone", self._name)
+                    log.warning("%s: %s; it is left alone for %.0f s", self._name, error, _TAKE_BACK_S)
                     after_s = _TAKE_BACK_S
         except asyncio.CancelledError:
             raise

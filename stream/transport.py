@@ -217,6 +217,10 @@ class Consumer(driver.Consumer):
         self._held.pop(tp, None)
         self._sought[tp] = offset
 
+    def resume_partitions(self, tps: Iterable[Any]) -> None:
+        # Faust keeps what it is given, and fails later where that is aiokafka's class instead of its own.
+        super().resume_partitions({TP(*tp) for tp in tps})
+
     async def perform_seek(self) -> None:
         await super().perform_seek()
         for tp in self.assignment():
