@@ -143,7 +143,10 @@ class Disturbed:
 
         def looks() -> bool:
             for page, problems in (("/healthz", self.ill), ("/readyz", self.unready)):
-                problems.update(json.loads(self.worker.page(page)[1])["problems"])
+                status, text = self.worker.page(page)
+                if not status:
+                    return False  # it has ended
+                problems.update(json.loads(text)["problems"])
             # Whoever asks may come to a broker that is just ending.
             with suppress(KafkaError):
                 return condition()
