@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import InvalidProducerEpoch, KafkaConnectionError, KafkaError, ProducerFenced
 
 from stream.clock import Clock
 from stream.connection import for_aiokafka
@@ -42,6 +42,8 @@ _PIECE_S = 0.01
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, lie apart however many there are (Knuth, TAOCP 6.4)."""
 
+_TAKEN = "Kafka says that another worker has taken it"
+
 Place = tuple[str, int]
 """Topic and partition that a stage reads."""
 
@@ -55,7 +57,7 @@ async def on_kafka(sent: Iterable[Awaitable[Any]]) -> None:
 
 
 class FencedError(Exception):
-    """Another process writes to this state now."""
+    """This process cannot write to this state any more: another one does, or the producer has failed for good."""
 
 
 class Token(Protocol):
@@ -119,7 +121,8 @@ class Writer:
         """Writes all of it or nothing.
 
         Raises:
-            FencedError: another process has opened the state since; this one must let go of it.
+            FencedError: another process has opened the state since, or this one's producer is of no use any more; it
+                must let go of it.
             KafkaError: it could not be written.
         """
         producer, sending = self._producer, []
@@ -128,7 +131,7 @@ class Writer:
         ]
         records += [(message.topic, message.partition, message.key, message.value) for message in messages]
         if self._fenced:
-            raise FencedError
+            raise FencedError(_TAKEN)
         try:
             await producer.begin_transaction()
             try:
@@ -141,17 +144,30 @@ class Writer:
             await producer.commit_transaction()
         except (ProducerFenced, InvalidProducerEpoch) as error:
             self._fenced = True
-            raise FencedError(str(error)) from error
-        except KafkaError:
-            with suppress(KafkaError, AssertionError):
-                await producer.abort_transaction()
+            raise FencedError(_TAKEN) from error
+        except AssertionError as error:
+            raise self._failed(error) from error
+        except KafkaError as error:
+            try:
+                with suppress(KafkaError):
+                    await producer.abort_transaction()
+            except AssertionError:
+                raise self._failed(error) from error
             raise
+
+    def _failed(self, error: Exception) -> FencedError:
+        # Where a coordinator says what aiokafka does not know, as one does whose disk is full, its producer ends; all
+        # it says from then on is that its state does not allow what it is asked. Another one cannot just be opened:
+        # it would fence whoever may have taken the partition by now.
+        self._fenced = True
+        return FencedError(f"its producer has failed ({error})")
 
     async def close(self) -> None:
         """Lets go of the state."""
-        with suppress(KafkaError, TimeoutError, AssertionError):
+        with suppress(KafkaError, TimeoutError):
             if self._opening is not None:
                 await asyncio.wait_for(asyncio.shield(self._opening), _STOP_S)
+        with suppress(KafkaError, TimeoutError, AssertionError):
             await asyncio.wait_for(self._producer.stop(), _STOP_S)
 
 
@@ -370,7 +386,13 @@ class Keeper(Generic[S]):
                     await asyncio.sleep(after_s)
                     self._keeping.health.restoring(self._name)
                 try:
-                    await self._restore()
+                    try:
+                        await self._restore()
+                    except KafkaConnectionError:
+                        if not after_s:
+                            raise
+                        self._let_go()  # Kafka may be away for long; that is told elsewhere
+                        continue
                     self._ready = True
                     self._keeping.health.restored(self._name)
                     if after_s and self._stage is not None:
@@ -385,10 +407,10 @@ class Keeper(Generic[S]):
                         await self._save()
                         # Each partition keeps to its own moments, unless it has no time for that.
                         due = max(due + interval_s, self._clock.monotonic() + interval_s / 2)
-                except FencedError:
+                except FencedError as error:
                     self._keeping.pause(self.place)
                     self._let_go()
-                    log.warning("%s: another worker has taken it; it is left alone", self._name)
+                    log.warning("%s: %s; it is left alone for %.0f s", self._name, error, _TAKE_BACK_S)
                     after_s = _TAKE_BACK_S
         except asyncio.CancelledError:
             raise

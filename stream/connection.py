@@ -26,6 +26,10 @@ from stream.settings import KafkaSettings, needed_secret, secret
 
 log = logging.getLogger(__name__)
 
+# "Unknown" is what a broker says whose disk is full, while it ends: its indexes are files mapped into memory, and there
+# is no room behind them. aiokafka would give up what is being sent; it is tried again like all that is not taken.
+theirs.UnknownError.retriable = True
+
 _CLIENT = {"client_id": "burnfuse", "bootstrap_timeout_ms": 10_000}
 """Settings of all kafka-python clients; by default they look for a broker for half a minute."""
 _LOOK_S = 5.0

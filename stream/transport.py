@@ -249,6 +249,10 @@ class Consumer(driver.Consumer):
         if tp.topic in self._in_step:
             self._in_step[tp.topic].forget(tp)
 
+    def resume_partitions(self, tps: Iterable[Any]) -> None:
+        # Faust keeps what it is given, and fails later where that is aiokafka's class instead of its own.
+        super().resume_partitions({TP(*tp) for tp in tps})
+
     async def perform_seek(self) -> None:
         await super().perform_seek()
         for tp in self.assignment():

@@ -28,6 +28,8 @@ UNDERSTOOD = (
     "Kafka answers again, after about ",
     " could not be saved, it is tried again: ",
     ": there was no time to save its state; its last seconds are done again",
+    ": its producer has failed (",
+    ": Kafka says that another worker has taken it; ",
     "behind on ",
     "caught up",
 )
@@ -42,13 +44,13 @@ def disturbed_stream(seeds: Sequence[int]) -> list[Event]:
 
 
 class Sender:
-    """Sends a stream from a thread of its own, each few events when Kafka has those before, as far as it may."""
+    """Sends a stream from a thread of its own, each few events when Kafka has those before, as far as it may.
+
+    What Kafka does not take is sent again, in the order of each agent and tree.
+    """
 
     def __init__(self, brokers: str, events: Sequence[Event]) -> None:
-        # It tries for as long as the test waits.
-        patience = {"delivery_timeout_ms": 1000 * DEADLINE_S}
-        self._producer = KafkaProducer(bootstrap_servers=brokers.split(","), acks="all", **patience)
-        self._events, self._may, self.sent = events, 0, 0
+        self._brokers, self._events, self._may, self.sent = brokers, events, 0, 0
         self._changed, self._over = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -66,26 +68,38 @@ class Sender:
         return self.sent == self._may
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._over or self.sent < self._may)
-                batch = self._events[self.sent : min(self._may, self.sent + AT_ONCE)]
+        while not self._over:
+            producer = KafkaProducer(bootstrap_servers=self._brokers.split(","), acks="all")
+            # A broker that ends may say anything before it does.
+            with suppress(KafkaError):
+                while self._send(producer):
+                    pass
+            with suppress(KafkaError):
+                producer.close(timeout=0)
+
+    def _send(self, producer: KafkaProducer) -> bool:
+        """Sends the next few events, all of different agents or trees; false when it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self.sent < self._may)
             if self._over:
-                return
-            sending = []
-            for event in batch:
-                key = event.get("root_run_id") or event["agent_id"]
-                sending.append(self._producer.send("usage", key=key.encode(), value=json.dumps(event).encode()))
-            for record in sending:
-                record.get(timeout=DEADLINE_S)
-            self.sent += len(batch)
+                return False
+            batch: dict[str, Event] = {}
+            for event in self._events[self.sent : min(self._may, self.sent + AT_ONCE)]:
+                if batch.setdefault(event.get("root_run_id") or event["agent_id"], event) is not event:
+                    break
+        sending = [
+            producer.send("usage", key=key.encode(), value=json.dumps(event).encode()) for key, event in batch.items()
+        ]
+        for record in sending:
+            record.get(timeout=DEADLINE_S)
+        self.sent += len(batch)
+        return True
 
     def close(self) -> None:
         with self._changed:
             self._over = True
             self._changed.notify()
         self._thread.join(30)
-        self._producer.close(timeout=5)
 
 
 class Disturbed:
@@ -129,7 +143,10 @@ class Disturbed:
 
         def looks() -> bool:
             for page, problems in (("/healthz", self.ill), ("/readyz", self.unready)):
-                problems.update(json.loads(self.worker.page(page)[1])["problems"])
+                status, text = self.worker.page(page)
+                if not status:
+                    return False  # it has ended
+                problems.update(json.loads(text)["problems"])
             # Whoever asks may come to a broker that is just ending.
             with suppress(KafkaError):
                 return condition()

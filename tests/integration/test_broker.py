@@ -130,6 +130,8 @@ def test_two_first_starts_download_once(tmp_path: Path) -> None:
         (["--port", "0"], "'0' is not a port number (1 to 65535)"),
         (["--listener", "HTTP:80"], "'HTTP:80' is not SSL:PORT, SASL_PLAINTEXT:PORT or SASL_SSL:PORT"),
         (["--set", "num.partitions"], "'num.partitions' is not of the form key=value"),
+        (["--cluster-id", "mine"], "'mine' is not 22 letters, digits, - or _ (not - at the start)"),
+        (["--heap", "64"], "'64' is not a size in MB (128 to 65535)"),
     ],
 )
 def test_wrong_usage(options: list[str], says: str) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, ProducerFenced, UnknownError
+from aiokafka.producer.sender import SendProduceReqHandler
 from event_loop import turn
 
-from stream.checkpoints import Keeper, Keeping, Writer
+from stream import checkpoints
+from stream.checkpoints import FencedError, Keeper, Keeping, Place, Writer
 from stream.clock import ManualClock
 from stream.health import Health
 from stream.metrics import Metrics
@@ -168,6 +172,65 @@ def test_others_have_their_turn_while_pages_are_made_but_the_stage_stays_as_it_i
         assert value("burnfuse_checkpoint_bytes_total") == 5
         assert value("burnfuse_checkpoint_age_seconds") == 0
 
+
+class Producer:
+    """A transactional producer of which every call says what it is told to."""
+
+    def __init__(self, **says: Exception) -> None:
+        self._says = says
+        self.stopped = False
+
+    async def start(self) -> None:
+        self._say("start")
+
+    async def begin_transaction(self) -> None:
+        self._say("begin")
+
+    async def send(self, *_: Any, **__: Any) -> Awaitable[None]:
+        self._say("send")
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sent.set_result(None)
+        return sent
+
+    async def commit_transaction(self) -> None:
+        self._say("commit")
+
+    async def abort_transaction(self) -> None:
+        self._say("abort")
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def _say(self, call: str) -> None:
+        if call in self._says:
+            raise self._says[call]
+
+
+OF_NO_USE = AssertionError("Invalid state transition FATAL_ERROR -> ABORTING_TRANSACTION")
+
+
+@pytest.mark.parametrize(
+    ("says", "raised", "why"),
+    [
+        ({"send": KafkaError("planted")}, KafkaError, "planted"),
+        ({"commit": KafkaError("planted"), "abort": KafkaError("too")}, KafkaError, "planted"),
+        ({"commit": ProducerFenced()}, FencedError, "another worker has taken it"),
+        ({"commit": KafkaError("planted"), "abort": OF_NO_USE}, FencedError, "its producer has failed .*planted"),
+        ({"begin": OF_NO_USE}, FencedError, "its producer has failed"),
+    ],
+)
+def test_a_producer_that_is_of_no_use_any_more_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, says: dict[str, Exception], raised: type[Exception], why: str
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(checkpoints, "AIOKafkaProducer", lambda **_: Producer(**says))
+        writer = Writer(SETTINGS.kafka, "state", 0)
+        with pytest.raises(raised, match=why):
+            await writer.write([Page(b"count", b"1")])
+        if raised is FencedError:
+            with pytest.raises(FencedError):
+                await writer.write([Page(b"count", b"1")])
+
     asyncio.run(main())
 
 
@@ -225,3 +288,64 @@ def test_a_worker_is_ready_when_the_state_of_its_partitions_is_restored() -> Non
         await kept.close()
 
     asyncio.run(main())
+
+
+def test_a_partition_that_was_let_go_is_taken_back_when_kafka_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    producers = [
+        Producer(),
+        Producer(start=KafkaConnectionError("Unable to bootstrap")),
+        Producer(start=KafkaConnectionError("Unable to bootstrap")),
+        Producer(),
+    ]
+
+    async def main() -> None:
+        made, crashes, read_from = iter(producers), [], []
+
+        async def read(*_: Any) -> tuple[Saved, int]:
+            return Saved(), 0
+
+        async def crash(error: BaseException) -> None:
+            crashes.append(error)
+
+        async def note(place: Place, offset: int) -> None:
+            read_from.append((place, offset))
+
+        monkeypatch.setattr(checkpoints, "AIOKafkaProducer", lambda **_: next(made))
+        monkeypatch.setattr(checkpoints, "read", read)
+        monkeypatch.setattr(checkpoints, "_TAKE_BACK_S", 1e-6)
+        clock = ManualClock()
+        shared = SETTINGS.kafka, clock, Health(clock, 30.0, 30.0), Metrics(clock)
+        keeping = Keeping(*shared, 1e-6, None, crash, Kafka().send, lambda _: None, note)
+        kept = Keeper(keeping, ("events", 0), "state", origin("events", 1, None), Counter)
+        begun = asyncio.Semaphore(0)
+
+        async def ready() -> None:
+            begun.release()
+
+        kept.start(ready)
+        await begun.acquire()
+        producers[0]._says = {"commit": ProducerFenced()}
+        await asyncio.wait_for(begun.acquire(), 60)
+        await kept.close()
+        assert (crashes, read_from) == ([], [(("events", 0), 0)])
+
+    asyncio.run(main())
+    assert all(producer.stopped for producer in producers)
+
+
+def test_what_a_broker_refuses_for_no_reason_it_knows_is_sent_again() -> None:
+    """A broker whose disk is full says so while it ends; aiokafka by itself would give up what is being sent."""
+
+    class Batch:
+        def expired(self) -> bool:
+            return False
+
+        def failure(self, exception: Exception) -> None:
+            raise exception
+
+    handler = SendProduceReqHandler(SimpleNamespace(_txn_manager=None, client=None, _retry_backoff=0.1), {
+        TopicPartition("findings", 0): Batch(),
+    })  # fmt: skip
+    partition = (0, UnknownError.errno, -1, -1, -1, [], None)
+    handler.handle_response(SimpleNamespace(API_VERSION=8, topics=[("findings", [partition])]))
+    assert len(handler._to_reenqueue) == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import faust
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 from faust.app import App
 from faust.streams import Stream
 from faust.tables.recovery import Recovery
@@ -373,6 +373,16 @@ def test_where_nothing_was_committed_faust_does_not_seek_and_nothing_is_dropped(
         kafka.committed = {T: None}
         await kafka.consumer.perform_seek()
         assert offsets(await kafka.read()) == [[3, 4]]
+
+    on_kafka(scenario)
+
+
+def test_a_partition_named_as_aiokafka_does_is_read_on() -> None:
+    async def scenario(kafka: Kafka) -> None:
+        kafka.consumer.pause_partitions({TopicPartition(*T)})
+        kafka.consumer.resume_partitions({TopicPartition(*T)})
+        kafka.log = {T: [record(0)]}
+        assert offsets(await kafka.read()) == [[0]]
 
     on_kafka(scenario)
 
