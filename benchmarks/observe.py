@@ -6,13 +6,14 @@ rate is taken between commits: from the first one seen, so that starting up does
 before the end of the input, so that waiting for the final commit does not count either.
 
 A burnfuse worker puts events onto its inner topics and reads them there. What it has committed of the input is
-only on its way; it counts in the share in which the inner topics have been worked off.
+only on its way: it counts when the inner topics have been committed as far as they reached when the input was.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,6 +88,28 @@ def window(samples: Sequence[Sample], total: int, skip: int = 0, least_s: float 
     )
 
 
+class WorkedOff:
+    """How many events of the input are done with, as far as one inner topic is concerned."""
+
+    def __init__(self) -> None:
+        self._on_their_way: deque[tuple[int, int]] = deque()
+        self._done = 0
+
+    def look(self, read: int, end: int, committed: int) -> int:
+        """Events of the input of which nothing is left on the topic.
+
+        Args:
+            read: Events of the input that have been committed: all of them that belong onto the topic are there.
+            end: Records of the topic.
+            committed: Of which have been committed.
+        """
+        if not self._on_their_way or read > self._on_their_way[-1][1]:
+            self._on_their_way.append((end, read))
+        while self._on_their_way and self._on_their_way[0][0] <= committed:
+            self._done = self._on_their_way.popleft()[1]
+        return self._done
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """What to look at.
@@ -121,8 +144,8 @@ def observe(
     """
     started = time.monotonic()
     first: float | None = None
-    final: dict[str, int] = {}
-    best = 0.0
+    worked_off = {topic: WorkedOff() for topic, _ in watched.inner}
+    best = 0
     shared = len(processes) == 1
     while True:
         for process in processes:
@@ -130,13 +153,12 @@ def observe(
         shared = shared or broker.members(watched.group) == len(processes)
         done = broker.committed(watched.group)
         at, read = time.monotonic(), done.get(watched.topic, 0)
-        shares = [1.0]
+        events = [read]
         for topic, partitions in watched.inner if read else ():
-            end = final.get(topic) or sum(broker.ends(topic, partitions).values())
-            if read >= watched.total:
-                final[topic] = end  # from now on only heartbeats come
-            shares.append(min(1.0, done.get(topic, 0) / end) if end else 1.0)
-        best = max(best, read * min(shares))
+            # Asked after the input: what had been read by then is on the topic by now.
+            end = sum(broker.ends(topic, partitions).values())
+            events.append(worked_off[topic].look(read, end, done.get(topic, 0)))
+        best = max(best, min(events))
         if shared:
             yield Sample(at, best, sum(cpu_seconds(p.pid) for p in processes), broker.cpu_seconds())
         tell(best)

@@ -223,22 +223,26 @@ def attach(
         """Stages of detectors whose state has been restored."""
         return [k.stage for k in keepers.values() if isinstance(k.stage, DetectStage)]
 
-    async def by_partition(
-        name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]
-    ) -> Ending:
-        """Hands events to their partition's keeper; those of partitions that are being restored wait."""
+    def sorted_out(name: str, events: Sequence[Any]) -> list[tuple[Keeper[Any], list[Any]]]:
+        """Events by their partition's keeper; those of partitions that are being restored wait."""
         grouped: dict[int, list[Any]] = defaultdict(list)
-        begun = []
         for event in events:
             grouped[event.message.partition].append(event)
+        found = []
         for partition, mine in grouped.items():
             kept = keepers.get((name, partition))
             if kept is not None and kept.open:
-                begun.append(await work(kept, mine))
+                found.append((kept, mine))
             elif kept is not None:
                 kept.held += mine
                 app.consumer.pause_partitions({mine[0].message.tp})
-        return partial(one_by_one, begun)
+        return found
+
+    async def by_partition(
+        name: str, events: Sequence[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]
+    ) -> Ending:
+        """Hands events to their partition's keeper, one after the other."""
+        return partial(one_by_one, [await work(kept, mine) for kept, mine in sorted_out(name, events)])
 
     async def catch_up(kept: Keeper[Any], work: Callable[[Any, list[Any]], Awaitable[Ending]]) -> None:
         """What waited for a partition to be restored is worked on, and more is read."""
@@ -278,29 +282,33 @@ def attach(
         return ending
 
     async def keyed_batch(events: list[Any]) -> Ending:
-        return await by_partition(topics.usage, events, keyed_events)
+        return await keyed_events(sorted_out(topics.usage, events))
 
-    async def keyed_events(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
-        records = list(map(record_of, taken(events)))
+    async def keyed_events(of: Sequence[tuple[Keeper[DetectStage], list[Any]]]) -> Ending:
+        # All partitions together: each record of the graph topic, and each look at records, has its price.
+        records = [record_of(raw) for _, events in of for raw in taken(events)]
         async with ingest_lock:
             passed = progress.passing_on(records)
             messages, handed = await ingested(records, ingest_stage.hand_over)
             sent = await send.begin(messages)
-            kept.sends(sent)
+            for kept, _ in of:
+                kept.sends(sent)
         stepped = []
-        for packed in handed.values():  # of one partition, the keeper's
-            if kept.stage is not None:
-                kept.stage.take(packed, Run(events, parts=1), events[-1].message.offset)
+        for kept, events in of:
+            if events and kept.stage is not None:
+                kept.stage.take(handed[kept.place[1]], Run(events, parts=1), events[-1].message.offset)
                 if kept.stage.due(patience):
                     stepped.append(await step(kept))
 
         async def ending() -> None:
             await on_kafka(sent)
             progress.passed_on(passed)
-            for rest in stepped:
-                await rest()
+            await one_by_one(stepped)
 
         return ending
+
+    async def keyed_alone(kept: Keeper[DetectStage], events: list[Any]) -> Ending:
+        return await keyed_events([(kept, events)])
 
     def keep_in_step() -> None:
         """While many events wait for their order, the input is read no further than the slowest partition, whoever
@@ -457,7 +465,7 @@ def attach(
             kept.stage.calibrate(figures)
             kept.stage.engine.shed(overload.on and settings.overload.shed)
         if keyed and kept.place[0] == watched:
-            await catch_up(kept, keyed_events)
+            await catch_up(kept, keyed_alone)
         else:
             await catch_up(kept, detect)
 

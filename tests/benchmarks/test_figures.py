@@ -9,7 +9,7 @@ import pytest
 from benchmarks import document, results
 from benchmarks.contenders import CONTENDERS, Contender, models
 from benchmarks.detectors_alone import figures_of
-from benchmarks.observe import Sample, TooShortError, window
+from benchmarks.observe import Sample, TooShortError, WorkedOff, window
 from benchmarks.results import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +141,13 @@ def test_figures_get_into_the_document_and_the_rest_stays() -> None:
 def test_the_document_asks_only_for_parts_that_exist() -> None:
     asked = re.findall(r"<!-- measured: (\S+) -->", document.DOCUMENT.read_text(encoding="utf-8"))
     assert sorted(asked) == sorted(document.PARTS)
+
+
+def test_events_count_when_what_they_became_is_done() -> None:
+    topic = WorkedOff()
+    assert topic.look(read=0, end=2, committed=2) == 0  # heartbeats
+    assert topic.look(read=100, end=10, committed=9) == 0
+    assert topic.look(read=100, end=12, committed=9) == 0
+    assert topic.look(read=300, end=20, committed=11) == 100
+    assert topic.look(read=300, end=90, committed=19) == 100
+    assert topic.look(read=300, end=90, committed=20) == 300  # the rest are heartbeats
