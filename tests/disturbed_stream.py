@@ -116,7 +116,7 @@ class Disturbed:
         self._brokers, self._events = brokers, events
         self.slack: SlackServer = stack.enter_context(slack_server_in_a_thread())
         calibration.save(str(folder / "fleet.json"), FleetFigures())
-        slack = {"enabled": True, "channel": "#alerts", "base_url": self.slack.url, "pause_s": 0.0}
+        slack = {"enabled": True, "channel": "#agent-alerts", "base_url": self.slack.url, "pause_s": 0.0}
         # What decides about results is as in `configured`.
         self.worker = Worker(brokers, folder, told | {
             "calibration": {"file": str(folder / "fleet.json")},

@@ -172,6 +172,8 @@ class Slack:
         try:
             if not self._channel:
                 self._channel = await self._channel_id()
+            if not self._channel:
+                self._cannot_look(f"{self._config.channel} is not among the channels it sees")
             cursor = ""
             for _ in range(_PAGES if self._channel else 0):
                 answer = await self._client.conversations_history(
@@ -189,14 +191,17 @@ class Slack:
         except SlackApiError as error:
             if not isinstance(outcome := _classify(error), Failed):
                 raise
-            if not self._told_scopes:
-                self._told_scopes = True
-                log.warning(
-                    "cannot look whether a message was posted before a crash, so it may be there twice (%s): "
-                    "give the bot the scopes channels:history and channels:read",
-                    outcome.reason,
-                )
+            self._cannot_look(outcome.reason)
         message.unsure = False
+
+    def _cannot_look(self, why: str) -> None:
+        if not self._told_scopes:
+            self._told_scopes = True
+            log.warning(
+                "cannot look whether a message was posted before a crash, so it may be there twice (%s): "
+                "give the bot the scopes channels:history and channels:read (groups: for private channels)",
+                why,
+            )
 
     async def _channel_id(self) -> str:
         name, cursor = self._config.channel.removeprefix("#"), ""

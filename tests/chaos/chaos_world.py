@@ -358,7 +358,8 @@ def settings(name: str, broker: str, slack: str, fleet: str | None = None) -> di
         # Faults leave a worker behind; what it finds then must be the same, so nothing is left out.
         "overload": {"shed": False},
         "metrics": {"listen": None},
-        "actions": ACTIONS | {"slack": {"enabled": True, "channel": "#alerts", "base_url": slack, "pause_s": 0.0}},
+        "actions": ACTIONS
+        | {"slack": {"enabled": True, "channel": "#agent-alerts", "base_url": slack, "pause_s": 0.0}},
     }
 
 

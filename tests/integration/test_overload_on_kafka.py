@@ -107,7 +107,7 @@ def test_under_overload_lag_is_told_waiting_is_bounded_and_nothing_is_lost(topic
             kafka={"bootstrap_servers": [proxy.address], "batch_records": BATCH, "hold_s": 5.0},
             metrics={"listen": f"127.0.0.1:{port}"},
             overload={"begin_lag_s": 3, "end_lag_s": 2},
-            actions={"slack": {"enabled": True, "channel": "#alerts", "base_url": slack.url, "pause_s": 0.0}},
+            actions={"slack": {"enabled": True, "channel": "#agent-alerts", "base_url": slack.url, "pause_s": 0.0}},
         )
         watch = Watch(port)
         slack.takes_s = 0.5

@@ -153,7 +153,9 @@ def test_each_role_does_its_work_with_the_rights_listed_for_it(house: House, by:
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    (line,) = lines
     return line
 
 

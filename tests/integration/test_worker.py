@@ -122,7 +122,7 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
             # On a slow machine the worker falls behind, and must find the same all the same.
             "overload": {"shed": False},
             "actions": {
-                "slack": {"enabled": True, "channel": "#alerts", "base_url": slack.url, "pause_s": 0},
+                "slack": {"enabled": True, "channel": "#agent-alerts", "base_url": slack.url, "pause_s": 0},
                 "kill": {"enabled": True, "topic": f"{topic_prefix}.kill.proposals"},
             },
         }

@@ -437,6 +437,19 @@ def test_an_answer_that_was_lost_leads_to_a_look_and_not_to_a_second_message() -
     with_slack(use, timeout_s=1)
 
 
+def test_where_the_channel_is_not_listed_the_message_is_posted_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def use(slack: Slack, server: SlackServer, clock: ManualClock) -> None:
+        after = another(server, clock, channel="#private")
+        after.doubt(OPEN.id)
+        assert isinstance(await after.execute(OPEN), Sent)
+        assert server.methods == ["conversations.list", "chat.postMessage"]
+
+    with_slack(use)
+    assert ["#private is not among the channels it sees" in message for message in caplog.messages] == [True]
+
+
 def test_without_the_right_to_look_the_message_is_posted_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
