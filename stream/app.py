@@ -31,6 +31,7 @@ from stream.transport import Transport
 
 log = logging.getLogger(__name__)
 
+_METADATA_MS = 5000
 _BEAT_S = 1.0
 _END_S = 25.0
 """Below the 30 s that most who stop a worker give it."""
@@ -67,6 +68,9 @@ def build(settings: Settings, folder: str, metrics: Metrics | None = None, healt
         broker_session_timeout=settings.kafka.session_timeout_s,
         broker_heartbeat_interval=settings.kafka.heartbeat_s,
         consumer_group_instance_id=settings.kafka.instance_id,
+        # A broker that has just come back may not know its topics yet: whoever shares out partitions then shares out
+        # none, and does it again when it looks for the next time, by default after five minutes.
+        consumer_metadata_max_age_ms=_METADATA_MS,
         # What agents hold may wait for records that come later: neither a shutdown nor a rebalance waits for it.
         stream_wait_empty=False,
         producer_linger=0.005,
