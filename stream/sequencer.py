@@ -182,7 +182,7 @@ class Sequencer(Generic[Token]):
             return Columns.empty(), done  # not all of what waited has come again
         # While anything waits the limit never falls, or it would not tell what has been given out: a partition
         # that was silent for long may come back with earlier events.
-        limit = max(self._limit, self.passed_ms())
+        limit = max(self._limit, self.passed_ms)
         due = [part.columns.numbers["log_ms"] < limit for part in self._parts]
         chosen = [p.columns.take(d) if not d.all() else p.columns for p, d in zip(self._parts, due, strict=True)]
         done += [part.token for part, d in zip(self._parts, due, strict=True) if d.all()]
@@ -204,6 +204,7 @@ class Sequencer(Generic[Token]):
         )
         return columns.take(_order(columns)), done
 
+    @property
     def passed_ms(self) -> int:
         """Everything logged before this moment, ms since 1970, has come."""
         if self._started is None:

@@ -263,7 +263,7 @@ class DetectStage:
     @property
     def passed_ms(self) -> int:
         """Everything logged before this moment, ms since 1970, has come."""
-        return self._sequencer.passed_ms()
+        return self._sequencer.passed_ms
 
     @property
     def seen_before(self) -> int:

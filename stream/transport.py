@@ -101,16 +101,16 @@ class Consumer(driver.Consumer):
     ) -> Mapping[TP, list[Any]]:
         if active_partitions is None:  # an application that only sends and asks has no agents
             return await super()._getmany(active_partitions, timeout)
-        full = {tp for tp in active_partitions if self._full(tp)} | self._ahead(active_partitions)
+        later = {tp for tp in active_partitions if self._full(tp)} | self._ahead(active_partitions)
         held = {tp for tp in self._held if tp in active_partitions}
-        ready = held - full
+        ready = held - later
         if ready:
             timeout = 0
-        elif full:
+        elif later:
             timeout = min(timeout, _LOOK_AGAIN_S)
         fetched: Mapping[TP, list[Any]] = {}
         # To aiokafka no partitions means all of them.
-        if wanted := active_partitions - full - held:
+        if wanted := active_partitions - later - held:
             fetched = await super()._getmany(wanted, timeout)
         else:
             await asyncio.sleep(0 if ready else timeout)

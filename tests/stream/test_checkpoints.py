@@ -234,6 +234,12 @@ def test_a_producer_that_is_of_no_use_any_more_is_let_go(
     asyncio.run(main())
 
 
+async def cut_off(task: asyncio.Task[bool]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
 def test_a_checkpoint_nobody_waits_for_any_more_is_made_to_its_end() -> None:
     async def main() -> None:
         kafka, clock = Kafka(), ManualClock()
@@ -241,9 +247,7 @@ def test_a_checkpoint_nobody_waits_for_any_more_is_made_to_its_end() -> None:
         kept._stage = stage = Large(clock)
         saving = asyncio.create_task(kept.save())
         await turn()
-        saving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await saving
+        await cut_off(saving)
         assert await kept.save()
         assert kafka.saved == [b"0"] * 10
         assert stage.asked == [False, False]
@@ -253,14 +257,12 @@ def test_a_checkpoint_nobody_waits_for_any_more_is_made_to_its_end() -> None:
 
 def test_after_a_part_of_a_checkpoint_all_of_it_is_written() -> None:
     async def main() -> None:
-        kafka, clock = Kafka(), ManualClock()
-        kept = keeper(kafka, clock)
+        clock = ManualClock()
+        kept = keeper(Kafka(), clock)
         kept._stage = stage = Large(clock)
         resting = asyncio.create_task(kept._save())
         await asyncio.sleep(0)
-        resting.cancel()  # there is no time left
-        with contextlib.suppress(asyncio.CancelledError):
-            await resting
+        await cut_off(resting)  # there is no time left
         assert await kept.save()
         assert stage.asked == [False, True]
 
