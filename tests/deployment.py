@@ -36,10 +36,10 @@ class Deployment:
                 "partitions": 2, "input_partitions": 2}  # fmt: skip
 
     def write(self, file: str = "burnfuse", *, kafka: dict[str, Any] | None = None, **sections: Any) -> Path:
-        """A configuration file."""
+        """A configuration file; without pages of health unless asked for, since other workers have the usual port."""
         path = self.folder / f"{file}.yaml"
         where = kafka if kafka is not None else {"bootstrap_servers": [self.broker]}
-        path.write_text(yaml.safe_dump({"kafka": self.names() | where} | sections))
+        path.write_text(yaml.safe_dump({"kafka": self.names() | where, "metrics": {"listen": None}} | sections))
         return path
 
     def run(self, *args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

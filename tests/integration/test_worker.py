@@ -190,7 +190,8 @@ def test_worker_finds_what_watch_finds_and_tells_slack(broker: str, topic_prefix
 def test_worker_says_in_one_line_what_is_wrong(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     config = tmp_path / "burnfuse.yaml"
     config.write_text(yaml.safe_dump({"kafka": {"bootstrap_servers": [broker], "prefix": topic_prefix,
-                                                "input_topic": f"{topic_prefix}-usage"}}))  # fmt: skip
+                                                "input_topic": f"{topic_prefix}-usage"},
+                                      "metrics": {"listen": None}}))  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "stream", "worker", "--config", str(config)], capture_output=True, text=True, timeout=60
     )
