@@ -157,8 +157,9 @@ def packed(data: bytes) -> None:
         if stage.add(data, "token") is not None:
             continue
         messages, done = stage.step()
-        # The other input partitions are silent for so long that nobody waits for them any more.
+        # All was read, and the input's partitions are silent for so long that nobody waits for them any more.
         clock.advance(60.0)
+        stage.read_up_to(1, clock.monotonic())
         more, late = stage.step()
         assert done + late == ["token"], "a record is never done"
         assert not stage.engine.quarantined, f"one record switches off {stage.engine.quarantined}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -38,6 +39,22 @@ def test_good_inputs_and_their_neighbours_pass(name: str) -> None:
             target.check(seed[:cut] + rng.randbytes(3) + seed[cut + rng.randrange(4) :])
             if target.shape != "text" and (changed := mutated(seed, target.shape, rng)) is not None:
                 target.check(changed)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_target_grows(name: str) -> None:
+    # The fuzzer cannot tell: its own bookkeeping grows.
+    target, rng = TARGETS[name], random.Random(name)
+    seeds = list(target.seeds())
+    inputs = [(target.shape != "text" and mutated(rng.choice(seeds), target.shape, rng)) or b"" for _ in range(50)]
+    held = []
+    for _ in range(8):  # what caches hold comes to rest
+        for data in seeds + inputs:
+            target.check(data)
+        gc.collect()
+        held.append(sys.getallocatedblocks())
+    assert held[-1] - held[-2] < len(inputs)
 
 
 def test_a_changed_input_is_still_read() -> None:
