@@ -49,12 +49,13 @@ def test_no_target_grows(name: str) -> None:
     seeds = list(target.seeds())
     inputs = [(target.shape != "text" and mutated(rng.choice(seeds), target.shape, rng)) or b"" for _ in range(50)]
     held = []
-    for _ in range(8):  # what caches hold comes to rest
+    for _ in range(8):
         for data in seeds + inputs:
             target.check(data)
         gc.collect()
         held.append(sys.getallocatedblocks())
-    assert held[-1] - held[-2] < len(inputs)
+    # Caches fill at first, and Python keeps freed objects in hand: what grows keeps something of each input.
+    assert held[-1] - held[1] < len(inputs) * len(held[2:])
 
 
 def test_a_changed_input_is_still_read() -> None:
