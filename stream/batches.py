@@ -24,8 +24,6 @@ T = TypeVar("T")
 _ON_THEIR_WAY = 2
 """Batches whose messages Kafka has yet to confirm while another one is computed: with one, ingest stands still while a
 broker writes."""
-_TAKE_S = 0.05
-"""Far more than it takes to get an event that waits."""
 
 Ending: TypeAlias = Callable[[], Awaitable[None]]
 """The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
@@ -118,18 +116,29 @@ async def take_batches(
     coming = following()
     try:
         while (event := await coming) is not None:
-            batch, records = [], 0
-            while event is not None:
+            batch, records = [event], len(event.message.value)
+            coming = following()
+            while records < most and (event := _waiting(app, stream)) is not None:
                 batch.append(event)
                 records += len(event.message.value)
-                coming, event = following(), None
-                if records < most and not stream.channel.queue.empty():
-                    # At a rebalance what waits is thrown away: nobody may wait for it with a batch in hand.
-                    await asyncio.wait([coming], timeout=_TAKE_S)
-                    event = coming.result() if coming.done() else None
             await hands.do(partial(current, batch))
     finally:
         coming.cancel()
+
+
+def _waiting(app: Any, stream: Any) -> Any:
+    """The next event that waits in a stream; None: there is none.
+
+    The stream's own iterator lets the loop turn for each event, and whatever else has work does it then: a batch of
+    eight took longer to get than to work on. What it leaves out, events from before a rebalance, `current` does.
+    """
+    queue = stream.channel.queue
+    if queue.empty() or queue._errors:  # an error is the iterator's to raise
+        return None
+    event = queue.get_nowait()
+    event.message.tracked = True
+    app.consumer.track_message(event.message)
+    return event
 
 
 class Run:

@@ -24,7 +24,8 @@ first: the compiled stream iterator calls neither.
 Records that were read and not handed out yet stay here: a partition that is paused in between goes on where
 it stopped. A seek or a rebalance drops them. While an agent leaves a run's worth of records of a partition
 untouched in its stream, that partition is not read on, so a slow agent costs a few runs of memory. Partitions
-of topics that are read in step (`stream.in_step`) also wait for those that are behind.
+of topics that are read in step (`stream.in_step`) also wait for those that are behind. A message that its stream
+has room for is handed over at once, without a task.
 
 `tests/stream/test_transport.py` fails when a release of Faust changes what this relies on.
 """
@@ -38,7 +39,9 @@ from typing import Any, ClassVar
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+from mode.services import WaitResults
 
+from stream.eager import Begun
 from stream.in_step import InStep
 
 _RUN_BYTES = 1 << 20
@@ -93,6 +96,22 @@ class Consumer(driver.Consumer):
         async for tp, message in super().getmany(timeout):
             if message is not None:
                 yield tp, message
+
+    async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:  # noqa: ASYNC109  Faust's signature
+        if len(coros) != 2 or not asyncio.iscoroutine(coros[0]) or timeout is not None or self.should_stop:
+            return await super().wait_first(*coros, timeout=timeout)
+        # Faust makes four tasks for each message that it hands to a stream, and the loop turns several times: whoever
+        # has work does it then, and a run each of two dozen partitions was not handed out before all had worked.
+        handing, suspended = coros
+        try:
+            begun = Begun(handing)
+        except BaseException:
+            suspended.close()  # or Python tells of a coroutine that nobody has awaited
+            raise
+        if not begun.done:
+            return await super().wait_first(begun.rest(), suspended)
+        suspended.close()
+        return WaitResults([handing], [None], False)
 
     async def _getmany(
         self,

@@ -23,6 +23,8 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
 from hypothesis import given
 from hypothesis import strategies as st
+from mode.services import Service
+from mode.utils.queues import FlowControlQueue
 
 from stream import transport
 
@@ -234,6 +236,61 @@ def test_what_was_read_stays_while_a_partition_is_paused() -> None:
         runs = [*first, *rest, *await kafka.read()]
         assert offsets(m for m in runs if m.tp == T) == [[0, 1, 2], [3]]
         assert offsets(m for m in runs if m.tp == second) == [[5]]
+
+    on_kafka(scenario)
+
+
+def test_messages_are_handed_to_streams_without_a_turn_of_the_loop() -> None:
+    second = TP(T.topic, 1)
+
+    async def scenario(kafka: Kafka) -> None:
+        loop, turned = asyncio.get_running_loop(), 0
+
+        def tick() -> None:
+            nonlocal turned
+            turned += 1
+            loop.call_soon(tick)
+
+        loop.call_soon(tick)
+        kafka.consumer._set_active_tps({T, second})
+        kafka.log = {T: [record(0)], second: [record(5, second)]}
+        when: list[int] = []
+        messages = await kafka.read(lambda _: when.append(turned))
+        assert len(messages) == 2
+        assert when[0] == when[1] > 0
+
+    on_kafka(scenario)
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_message_whose_stream_is_full_waits_unless_the_flow_is_suspended(suspended: bool) -> None:
+    async def scenario(kafka: Kafka) -> None:
+        room, handed = asyncio.Event(), []
+
+        async def hand_over() -> None:
+            await room.wait()
+            handed.append("message")
+
+        waiting = asyncio.ensure_future(kafka.consumer.wait_first(hand_over(), kafka.consumer.suspend_flow.wait()))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        (kafka.consumer.suspend_flow if suspended else room).set()
+        await waiting
+        await asyncio.sleep(0.01)
+        room.set()
+        await asyncio.sleep(0.01)
+        assert handed == ([] if suspended else ["message"])
+
+    on_kafka(scenario)
+
+
+def test_what_goes_wrong_when_a_message_is_handed_over_is_told() -> None:
+    async def scenario(kafka: Kafka) -> None:
+        async def hand_over() -> None:
+            raise LookupError("planted")
+
+        with pytest.raises(LookupError, match="planted"):
+            await kafka.consumer.wait_first(hand_over(), kafka.consumer.suspend_flow.wait())
 
     on_kafka(scenario)
 
@@ -480,6 +537,7 @@ READ = {
     base.Consumer.perform_seek: "0e8c130ff4b0",
     base.Consumer.seek: "b86a9fe05f95",
     base.Consumer.on_partitions_revoked: "d04b7ae72c6f",
+    base.Consumer.track_message: "217d7f1399a4",
     base.ThreadDelegateConsumer._getmany: "f9d47aa9010b",
     base.ThreadDelegateConsumer._seek: "4f95c6314204",
     base.ThreadDelegateConsumer.seek_wait: "e9db5bbc4ceb",
@@ -492,6 +550,8 @@ READ = {
     App._on_partitions_revoked: "d5c895bbe57d",
     Recovery._resume_streams: "d986a6710c1a",
     Stream._py_aiter: "3a48ee257a65",
+    Service.wait_first: "feade6a31f8a",
+    FlowControlQueue.get_nowait: "57cb9b5c12e7",
 }
 
 
