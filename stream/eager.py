@@ -31,10 +31,6 @@ class Begun(Generic[T]):
         except StopIteration as ended:
             self.done, self._result = True, ended.value
 
-    async def rest(self) -> T:
-        """What is left, as a coroutine."""
-        return await self
-
     def __await__(self) -> Generator[Any, Any, T]:
         while not self.done:
             try:

@@ -109,7 +109,7 @@ class Consumer(driver.Consumer):
             suspended.close()  # or Python tells of a coroutine that nobody has awaited
             raise
         if not begun.done:
-            return await super().wait_first(begun.rest(), suspended)
+            return await super().wait_first(begun, suspended)
         suspended.close()
         return WaitResults([handing], [None], False)
 

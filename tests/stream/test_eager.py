@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
-from event_loop import turn
+from event_loop import counted_turns, turn
 
 from stream.eager import Begun
-
-
-async def turns(what: Awaitable[Any]) -> int:
-    """How often the loop turns until something is done."""
-    count = 0
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        again[0] = loop.call_soon(tick)
-
-    loop = asyncio.get_running_loop()
-    again = [loop.call_soon(tick)]
-    await what
-    again[0].cancel()
-    return count
-
-
-def run(scenario: Callable[[], Any]) -> Any:
-    return asyncio.run(scenario())
 
 
 def test_what_need_not_wait_is_done_without_a_turn_of_the_loop() -> None:
@@ -39,11 +17,11 @@ def test_what_need_not_wait_is_done_without_a_turn_of_the_loop() -> None:
     async def scenario() -> None:
         begun = Begun(work())
         assert begun.done
-        assert await turns(begun) == 0
-        assert await begun == "done"
-        assert await begun.rest() == "done"
+        with counted_turns() as turns:
+            assert await begun == "done"
+            assert turns() == 0
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("waits", [1, 3])
@@ -62,7 +40,7 @@ def test_what_must_wait_goes_on_where_it_stopped(waits: int) -> None:
 
         begun = Begun(work())
         assert (begun.done, steps) == (False, [0])
-        task = asyncio.ensure_future(begun.rest())
+        task = asyncio.ensure_future(begun)
         for n, door in enumerate(doors):
             await turn()
             assert not task.done()
@@ -70,7 +48,7 @@ def test_what_must_wait_goes_on_where_it_stopped(waits: int) -> None:
         assert await task == [f"door {n}" for n in range(waits)]
         assert begun.done
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_what_is_raised_at_once_or_later_is_raised() -> None:
@@ -88,7 +66,7 @@ def test_what_is_raised_at_once_or_later_is_raised() -> None:
         with pytest.raises(LookupError, match="planted"):
             await begun
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("given_in", [True, False])
@@ -106,11 +84,11 @@ def test_a_cancellation_reaches_what_was_begun(given_in: bool) -> None:
             await asyncio.sleep(0)
             return "went on"
 
-        task = asyncio.ensure_future(Begun(work()).rest())
+        task = asyncio.ensure_future(Begun(work()))
         await turn()
         task.cancel()
         await asyncio.wait([task])
         assert seen == ["cancelled"]
         assert task.cancelled() if given_in else task.result() == "went on"
 
-    run(scenario)
+    asyncio.run(scenario())

@@ -13,6 +13,7 @@ from typing import Any
 import faust
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from event_loop import counted_turns
 from faust.app import App
 from faust.streams import Stream
 from faust.tables.recovery import Recovery
@@ -244,18 +245,11 @@ def test_messages_are_handed_to_streams_without_a_turn_of_the_loop() -> None:
     second = TP(T.topic, 1)
 
     async def scenario(kafka: Kafka) -> None:
-        loop, turned = asyncio.get_running_loop(), 0
-
-        def tick() -> None:
-            nonlocal turned
-            turned += 1
-            loop.call_soon(tick)
-
-        loop.call_soon(tick)
         kafka.consumer._set_active_tps({T, second})
         kafka.log = {T: [record(0)], second: [record(5, second)]}
         when: list[int] = []
-        messages = await kafka.read(lambda _: when.append(turned))
+        with counted_turns() as turns:
+            messages = await kafka.read(lambda _: when.append(turns()))
         assert len(messages) == 2
         assert when[0] == when[1] > 0
 
