@@ -30,7 +30,7 @@ from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one
 from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby, on_kafka
 from stream.clock import Clock
 from stream.columns import Columns
-from stream.connection import for_aiokafka
+from stream.connection import connected, for_aiokafka
 from stream.engine import GRAPH, WATCH
 from stream.errors import BrokerError, BurnfuseError, ConfigError, RejectedShareError
 from stream.health import Health, Silence
@@ -110,8 +110,7 @@ class _Calibration:
             enable_auto_commit=False,
             client_id="burnfuse-calibration",
         )
-        await consumer.start()
-        try:
+        async with connected(consumer):
             while True:
                 batches = await consumer.getmany(timeout_ms=1000)
                 records = [record for batch in batches.values() for record in batch]
@@ -119,8 +118,6 @@ class _Calibration:
                     self._take(record.key, record.value)
                 if records:
                     self._use(calibration.merge(self._sketches.values()))
-        finally:
-            await consumer.stop()
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         if key is None or value is None:
@@ -641,7 +638,6 @@ def attach(
         await asyncio.gather(*(outbox.close(_LAST_CALLS_S) for outbox in outboxes))
         await asyncio.gather(*(kept.rest(settings.state.revoke_s) for kept in keepers.values()))
         await asyncio.gather(*(kept.close() for kept in keepers.values()))
-        await progress.stop()
 
     @app.on_partitions_revoked.connect
     async def revoked(*_: Any, **__: Any) -> None:
@@ -676,8 +672,8 @@ def attach(
         log.info("reading %d partitions", len(mine))
 
     @app.task
-    async def start_progress() -> None:
-        await progress.start()
+    async def ask_for_progress() -> None:
+        await progress.run()
 
     if standby is not None:
 

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaConnectionError, KafkaError, ProducerFenced
 
 from stream.clock import Clock
-from stream.connection import for_aiokafka
+from stream.connection import connected, for_aiokafka
 from stream.errors import SavedStateError
 from stream.health import Health
 from stream.metrics import Metrics
@@ -181,9 +181,7 @@ async def read(
         at: Offset up to which that was.
     """
     saved, tp, home = begun or Saved(), TopicPartition(topic, place[1]), TopicPartition(*place)
-    consumer = _reader(kafka)
-    await consumer.start()
-    try:
+    async with connected(_reader(kafka)) as consumer:
         consumer.assign([tp])
         ends = await consumer.end_offsets([tp, home])
         end, home_end = ends[tp], ends[home]
@@ -198,8 +196,6 @@ async def read(
             if clock.monotonic() - told >= _TELL_S:
                 told = clock.monotonic()
                 log.warning("%s/%d: read %d of %d records", topic, place[1], at - first, end - first)
-    finally:
-        await consumer.stop()
     return saved, home_end
 
 
@@ -230,9 +226,7 @@ class Standby:
 
     async def follow(self) -> None:
         """Reads for ever."""
-        consumer = _reader(self._kafka)
-        await consumer.start()
-        try:
+        async with connected(_reader(self._kafka)) as consumer:
             following: set[TopicPartition] = set()
             while True:
                 wanted = {tp for tp in self._all if tp not in self._here}
@@ -251,8 +245,6 @@ class Standby:
                     saved, _ = self._saved.setdefault(tp, (Saved(), 0))
                     saved.take(Page(record.key, record.value) for record in batch)
                     self._saved[tp] = saved, batch[-1].offset + 1
-        finally:
-            await consumer.stop()
 
     def take(self, topic: str, partition: int) -> tuple[Saved | None, int]:
         """What was read of a state that this process takes over, and up to which offset."""

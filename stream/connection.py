@@ -9,8 +9,8 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiokafka.errors as theirs
@@ -134,6 +134,19 @@ def for_aiokafka(kafka: KafkaSettings) -> dict[str, Any]:
     elif how.mechanism is not None:
         settings |= {"sasl_plain_username": how.username, "sasl_plain_password": how.password}
     return settings
+
+
+@asynccontextmanager
+async def connected(client: Any) -> AsyncIterator[Any]:
+    """Starts a consumer of aiokafka, and closes it however this ends.
+
+    Its own context leaves it open where it is cut off while it connects, as in a worker that stops at once.
+    """
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.stop()
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream.clock import Clock
-from stream.connection import for_aiokafka
+from stream.connection import connected, for_aiokafka
 from stream.ingest.ingest import Record, last_of
 from stream.settings import Settings
 
@@ -46,8 +47,8 @@ class Progress:
         self._under_way: Counter[int] = Counter()
         self.assigned: set[int] = set()
 
-    async def start(self) -> None:
-        """Opens a consumer that only asks for offsets."""
+    async def run(self) -> None:
+        """Keeps a consumer open that only asks for offsets, for ever."""
         consumer = AIOKafkaConsumer(
             **for_aiokafka(self._kafka),
             group_id=self._kafka.app_id,
@@ -58,14 +59,13 @@ class Progress:
         consumer.assign([TopicPartition(self._topic, 0)])
         # A broker answers one request after the other, and a fetch of an empty partition takes half a second.
         consumer.pause(TopicPartition(self._topic, 0))
-        await consumer.start()
-        # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
-        self._consumer = consumer
-
-    async def stop(self) -> None:
-        """Closes it."""
-        if self._consumer is not None:
-            await self._consumer.stop()
+        async with connected(consumer):
+            # Only now may the heartbeat ask it: connecting with a token can take longer than its first beat.
+            self._consumer = consumer
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._consumer = None
 
     def passing_on(self, records: Sequence[Record]) -> Passed:
         """These records' messages are on their way to Kafka."""
@@ -160,7 +160,7 @@ class Progress:
             KafkaError: no broker answers.
         """
         asked = {TopicPartition(tp.topic, tp.partition): tp for tp in partitions}
-        if not asked:
+        if not asked or self._consumer is None:
             return {}
         begin = await self._consumer.beginning_offsets(list(asked))
         return {tp: await self._consumer.committed(key) or begin[key] for key, tp in asked.items()}

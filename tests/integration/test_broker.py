@@ -83,7 +83,7 @@ def test_old_java_is_said_in_one_line(tmp_path: Path, version: str) -> None:
     program(tmp_path, "java", f"""echo 'openjdk version "{version}" 2020-01-01' >&2""")
     done = run(PATH=str(tmp_path))
     assert done.returncode == MISSING
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "is too old: install Java 17 or newer" in done.stderr
 
 

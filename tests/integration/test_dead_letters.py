@@ -149,7 +149,7 @@ def test_a_bad_deploy_stops_the_worker_and_a_restart_stops_again(house: Deployme
     for _ in range(2):
         stopped = house.run("worker", "--config", config)
         assert stopped.returncode == 1
-        assert len(stopped.stderr.splitlines()) == 1
+        assert len(stopped.stderr.splitlines()) == 1, stopped.stderr
         assert "had to be turned away" in stopped.stderr
         assert (len(letters(house)), committed(house)) == (drained, done)
 

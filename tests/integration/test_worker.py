@@ -198,7 +198,7 @@ def test_worker_says_in_one_line_what_is_wrong(broker: str, topic_prefix: str, t
     assert done.returncode == 1
     assert done.stderr.startswith("burnfuse: topics are missing (")
     assert "run `burnfuse topics`" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_failing_stage_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str, tmp_path: Path) -> None:
