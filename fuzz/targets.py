@@ -24,12 +24,13 @@ from stream import calibration, settings
 from stream.actions.slack import blocks, text
 from stream.batches import sequence_of
 from stream.clock import ManualClock
-from stream.columns import NUMBERS, Columns, Packed
+from stream.columns import Columns, Packed
 from stream.engine import GRAPH, WATCH
 from stream.errors import ConfigError, SavedStateError
 from stream.ingest.decode import Invalid, _cut, elements
 from stream.ingest.ingest import Ingest, Record
 from stream.ingest.reject import Reject
+from stream.numeric import NUMBERS
 from stream.pipeline import make_ingest
 from stream.settings import Settings
 from stream.stages import DetectStage, IncidentStage, Topics

@@ -10,78 +10,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from burnfuse.event import MAX_NUMBER
-from detectors.types import Finish, Ints, Kind, ToolKind
+from detectors.types import Ints
 from stream.errors import PackedRecordError
-from stream.text import LAST_SECOND
+from stream.numeric import MAX_PARTITIONS, Numbers
 
 TEXTS = ("event_id", "agent_id", "run_id", "root_run_id", "parent_run_id", "to_agent_id", "to_run_id", "tool")
 """Text columns; "" is absent."""
 
-MOST_SPENT = 10**14
-"""Cap of one event's nano-dollars ($100,000) and thousandths of tokens: absurd values that the contract
-still allows must not overflow the sums."""
-
-MAX_PARTITIONS = 100_000
-"""Far more than a topic has."""
-
-NUMBERS: Mapping[str, np.dtype[Any]] = {
-    # Hashes of ids: what tells entities apart. Texts are for people, and are looked at only in findings.
-    "event": np.dtype("<u8"),
-    "run": np.dtype("<u8"),  # of the agent and its run together: run ids may be used again by other agents
-    "root": np.dtype("<u8"),
-    "ts": np.dtype("<f8"),  # event time, s
-    "kind": np.dtype("u1"),  # detectors.types.Kind
-    "failed": np.dtype("?"),
-    "http_status": np.dtype("<i2"),  # 0 is unknown
-    "error": np.dtype("<u8"),  # class of the failure; 0 where it did not fail
-    "finish": np.dtype("u1"),  # detectors.types.Finish
-    "signature": np.dtype("<u8"),
-    "result": np.dtype("<u8"),
-    "empty": np.dtype("?"),  # the result was observed and holds nothing
-    "tool_id": np.dtype("<u8"),
-    "tool_kind": np.dtype("u1"),  # detectors.types.ToolKind
-    "target": np.dtype("<u8"),
-    "round": np.dtype("<u8"),
-    "sender": np.dtype("<u8"),
-    "receiver": np.dtype("<u8"),
-    "model": np.dtype("<u8"),
-    "group": np.dtype("<u8"),
-    "input": np.dtype("<i8"),  # tokens read; -1 where unknown
-    "cached": np.dtype("<i8"),  # of which from the cache; -1 where unknown
-    "output": np.dtype("<i8"),  # tokens written; -1 where unknown
-    "tokens": np.dtype("<i8"),  # effective tokens in thousandths, 0 where unknown
-    "cost": np.dtype("<i8"),  # nano-dollars, 0 where unknown
-    "in_tree": np.dtype("?"),  # the producer says what tree of runs the event belongs to
-    "source": np.dtype("<i4"),  # partition of the input topic, or number of the input file
-    "position": np.dtype("<i8"),  # offset, or line
-    "item": np.dtype("<i4"),  # which of the record's events it is, from 0
-    "log_ms": np.dtype("<i8"),  # when the record was logged, ms since 1970; 0 in files
-    "sequence": np.dtype("<i8"),  # order among records logged in the same millisecond; 0 is unknown
-}
-
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "ts": (0, LAST_SECOND),
-    "kind": (0, max(Kind)),
-    "http_status": (0, 999),
-    "finish": (0, max(Finish)),
-    "tool_kind": (0, max(ToolKind)),
-    "input": (-1, MAX_NUMBER),
-    "cached": (-1, MAX_NUMBER),
-    "output": (-1, MAX_NUMBER),
-    "tokens": (0, MOST_SPENT),
-    "cost": (0, MOST_SPENT),
-    "source": (0, MAX_PARTITIONS - 1),
-    "position": (0, (1 << 43) - 1),  # with the item below it, it fits into 64 bits; see `stream.sequencer`
-    "item": (0, (1 << 20) - 1),
-    "log_ms": (-1, (1 << 63) - 1),  # what producers say, or -1
-    "sequence": (0, (1 << 63) - 1),
-}
-"""What ingest makes lies within. A damaged number must not get as far as the detectors: whichever fails on it is
-switched off."""
-
 _SIZE = np.dtype("<u4")
-_FORMAT = 5
+_FORMAT = 6
 """Version of the packed record; raise it with every change to the columns."""
 
 _WORD = np.dtype("<u8")
@@ -376,12 +313,12 @@ class Columns:
 
     __slots__ = ("numbers", "texts")
 
-    def __init__(self, texts: Texts | Mapping[str, Sequence[str]], numbers: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, texts: Texts | Mapping[str, Sequence[str]], numbers: Mapping[str, Any]) -> None:
         self.texts = texts if isinstance(texts, Texts) else Texts.of(texts)
-        self.numbers = numbers
+        self.numbers = numbers if isinstance(numbers, Numbers) else Numbers.of(numbers)
 
     def __len__(self) -> int:
-        return len(self.numbers["ts"])
+        return self.numbers.events
 
     def text(self, name: str) -> TextColumn:
         """A text column for those who will look at few of its texts."""
@@ -390,18 +327,18 @@ class Columns:
     @classmethod
     def empty(cls) -> Columns:
         """No events."""
-        return cls({name: [] for name in TEXTS}, {name: np.empty(0, dtype) for name, dtype in NUMBERS.items()})
+        return cls({name: [] for name in TEXTS}, Numbers.empty())
 
     def take(self, index: NDArray[Any]) -> Columns:
         """The chosen events, in that order; a boolean mask works too."""
         if index.dtype == bool:
             index = np.flatnonzero(index)
-        return Columns(self.texts.take(index), {name: column[index] for name, column in self.numbers.items()})
+        return Columns(self.texts.take(index), self.numbers.take(index))
 
     def cut(self, low: int, high: int) -> Columns:
         """Events low .. high - 1."""
         piece: Any = slice(low, high)
-        return Columns(self.texts.take(piece), {name: column[piece] for name, column in self.numbers.items()})
+        return Columns(self.texts.take(piece), self.numbers.cut(low, high))
 
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
@@ -410,8 +347,7 @@ class Columns:
             return parts[0]
         if not parts:
             return cls.empty()
-        texts = Texts.join([part.texts for part in parts])
-        return cls(texts, {name: np.concatenate([part.numbers[name] for part in parts]) for name in NUMBERS})
+        return cls(Texts.join([part.texts for part in parts]), Numbers.join([part.numbers for part in parts]))
 
 
 # As in BOUNDS.
@@ -445,8 +381,7 @@ class Packed:
     def encode(self) -> bytes:
         """The record's value."""
         texts = self.columns.texts.packed().encode()
-        numbers = [np.ascontiguousarray(self.columns.numbers[name], dtype).tobytes() for name, dtype in NUMBERS.items()]
-        return _encode(_Wire(_FORMAT, self.progress, self.partitions, texts, numbers))
+        return _encode(_Wire(_FORMAT, self.progress, self.partitions, texts, self.columns.numbers.encode()))
 
     @classmethod
     def decode(cls, value: bytes) -> Packed:
@@ -465,32 +400,16 @@ class Packed:
                 "run the same version of burnfuse on all workers"
             )
         try:
-            texts = Words.decode(*wire.texts)
-            # A copy, because columns from a buffer are read-only and cannot be sorted in place.
-            numbers = {
-                name: np.frombuffer(raw, dtype).copy()
-                for (name, dtype), raw in zip(NUMBERS.items(), wire.numbers, strict=True)
-            }
+            texts, numbers = Words.decode(*wire.texts), Numbers.decode(wire.numbers)
+            if len(texts) != numbers.events * len(TEXTS):
+                raise ValueError("columns differ in length")
         except ValueError as error:
             raise PackedRecordError(
-                "a record on an inner topic is damaged: columns are missing or cut short"
+                "a record on an inner topic is damaged: columns are missing, cut short, or differ in length"
             ) from error
-        n = len(numbers["ts"])
-        if {len(column) for column in numbers.values()} != {n} or len(texts) != n * len(TEXTS):
-            raise PackedRecordError("a record on an inner topic is damaged: its columns differ in length")
-        if n and (name := _out_of_bounds(numbers)):
+        if name := numbers.out_of_bounds():
             raise PackedRecordError(f"a record on an inner topic is damaged: {name} is out of bounds")
         return cls(Columns(Texts.stored(texts), numbers), wire.progress, wire.partitions)
-
-
-def _out_of_bounds(numbers: Mapping[str, NDArray[Any]]) -> str:
-    """The first column with a value that ingest does not make; "" if there is none."""
-    for name, (low, high) in BOUNDS.items():
-        column = numbers[name]
-        # So written that a time which is no number is out of bounds, too.
-        if not (column.min() >= low and column.max() <= high):
-            return name
-    return next((name for name, c in numbers.items() if c.dtype == bool and c.view(np.uint8).max() > 1), "")
 
 
 _encode = msgspec.msgpack.Encoder().encode

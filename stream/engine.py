@@ -230,7 +230,7 @@ class Engine:
         result.accepted += (offset + kept).tolist()
         if not n:
             return
-        numbers = columns.numbers
+        numbers = columns.numbers.fixed()  # no detector may change what the next one sees
         views: dict[Scope, Entity] = {}
         for scope, entities in self._entities.items():
             rows = runs if scope is Scope.RUN else entities.assign(numbers[_IDS[scope]])
@@ -274,8 +274,6 @@ class Engine:
             depth=depth,
             entities={scope: views[scope] for scope in self._scopes},
         )
-        for column in numbers.values():
-            column.flags.writeable = False  # no detector may change what the next one sees
         self._detect(batch, columns.text("event_id"), offset + kept, result)
 
     def _detect(self, batch: EventBatch, ids: TextColumn, positions: Ints, result: Result) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 
 from detectors.types import Bools, Ints
 from stream.clock import Clock
-from stream.columns import MAX_PARTITIONS, Columns, Packed
+from stream.columns import Columns, Packed
+from stream.numeric import MAX_PARTITIONS
 
 Token = TypeVar("Token")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from burnfuse.event import NOTHING_SENT, UsageEvent
 from detectors.types import Ints, Kind
 from stream.clock import Clock
-from stream.columns import MOST_SPENT, NUMBERS, TEXTS, Columns, Texts, Words, items
+from stream.columns import TEXTS, Columns, Texts, Words, items
 from stream.ingest.decode import Invalid, event_time, event_times
 from stream.ingest.distinct import Distinct
 from stream.ingest.formats import Format
@@ -25,6 +25,7 @@ from stream.ingest.reject import Reason, Reject
 from stream.ingest.replayed import Replayed
 from stream.ingest.semantics import SIZES_OF_NOTHING, action_of, error_class, finish_of, is_empty, target_of, tool_kind
 from stream.ingest.volatile import Volatile
+from stream.numeric import MOST_SPENT, NUMBERS, Numbers
 from stream.settings import EffectiveTokens, InputSettings
 
 _AT_ONCE = 1000
@@ -155,7 +156,7 @@ class Ingest:
     def columns(self, records: Sequence[Record]) -> tuple[Columns, list[Reject]]:
         """Columns of all good events, in order, and what was turned away."""
         rejects: list[Reject] = []
-        parts: list[tuple[Words, dict[str, NDArray[Any]]]] = []
+        parts: list[tuple[Words, Numbers]] = []
         for low in range(0, len(records), _AT_ONCE):
             origins = records[low : low + _AT_ONCE]
             usual = self._usual(origins)
@@ -167,7 +168,7 @@ class Ingest:
         if not parts:
             return Columns.empty(), rejects
         texts = Texts.stored(Words.stack([words for words, _ in parts], len(TEXTS)))
-        return Columns(texts, {name: np.concatenate([n[name] for _, n in parts]) for name in NUMBERS}), rejects
+        return Columns(texts, Numbers.join([numbers for _, numbers in parts])), rejects
 
     def _usual(self, records: Sequence[Record]) -> list[UsageEvent | None]:
         """The one good event of each record, as nearly all have; None: `events` will tell what is in it.
@@ -210,9 +211,7 @@ class Ingest:
                     origins.append(record)
         return events, origins
 
-    def _columns(
-        self, events: Sequence[UsageEvent], origins: Sequence[Record]
-    ) -> tuple[Words, dict[str, NDArray[Any]]]:
+    def _columns(self, events: Sequence[UsageEvent], origins: Sequence[Record]) -> tuple[Words, Numbers]:
         """Text columns, one after the other, and numbers. A column at a time costs a fraction of an event at a time."""
         n = len(events)
         agent_id = [e.agent_id for e in events]
@@ -290,12 +289,10 @@ class Ingest:
             "sequence": [record.sequence for record in origins],
         }
         columns = {
-            name: column.astype(dtype, copy=False)
-            if isinstance(column := numbers[name], np.ndarray)
-            else np.fromiter(column, dtype, n)
-            for name, dtype in NUMBERS.items()
+            name: column if isinstance(column, np.ndarray) else np.fromiter(column, NUMBERS[name], n)
+            for name, column in numbers.items()
         }
-        return words.head(len(TEXTS) * n), columns
+        return words.head(len(TEXTS) * n), Numbers.of(columns)
 
     def _empty(self, events: Sequence[UsageEvent], result_hash: Sequence[str], sent: Sequence[int]) -> list[bool]:
         """Whether a result was sent and holds nothing.

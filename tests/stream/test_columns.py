@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from streams import encode, good
 
 from stream.clock import ManualClock
-from stream.columns import BOUNDS, MAX_PARTITIONS, NUMBERS, TEXTS, Columns, Packed, Words
+from stream.columns import TEXTS, Columns, Packed, Words
 from stream.errors import PackedRecordError
 from stream.ingest.ingest import Record
+from stream.numeric import BOUNDS, MAX_PARTITIONS, NUMBERS
 from stream.pipeline import make_ingest
 from stream.settings import default_settings
 
@@ -112,18 +113,19 @@ def changed(at: int, value: Any) -> bytes:
         (ENCODED[:-1], "damaged"),
         (ENCODED + b"\0", "damaged"),
         (msgspec.msgpack.encode(fields()[:-1]), "damaged"),
-        (changed(0, 4), "format 4, this worker reads 5; run the same version of burnfuse on all workers"),
+        (changed(0, 5), "format 5, this worker reads 6; run the same version of burnfuse on all workers"),
         (changed(0, "1"), "damaged"),
         (changed(1, {"a": 1}), "damaged"),
         (changed(3, fields()[3][:-1]), "damaged"),
-        (changed(3, [b"", b""]), "its columns differ in length"),
-        (changed(3, [fields()[3][0] + bytes(4), fields()[3][1]]), "its columns differ in length"),
+        (changed(3, [b"", b""]), "differ in length"),
+        (changed(3, [fields()[3][0] + bytes(4), fields()[3][1]]), "differ in length"),
         (changed(3, [fields()[3][0], b"one word" + fields()[3][1]]), "cut short"),
         (changed(3, [fields()[3][0], b"one too many" + fields()[3][1]]), "cut short"),
         (changed(3, [fields()[3][0][:-1], fields()[3][1]]), "cut short"),
         (changed(4, fields()[4][:-1]), "columns are missing"),
         (changed(4, [fields()[4][0][:-1], *fields()[4][1:]]), "columns are missing"),
-        (changed(4, [fields()[4][0][:-8], *fields()[4][1:]]), "its columns differ in length"),
+        (changed(4, [fields()[4][0][:-8], *fields()[4][1:]]), "cut short"),
+        (changed(4, [*fields()[4][:-1], fields()[4][-1][:-3]]), "differ in length"),
         (changed(4, [None, *fields()[4][1:]]), "damaged"),
     ],
 )

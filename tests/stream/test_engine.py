@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from detectors import base
 from detectors.base import Detector, DetectorConfig, FleetFigures, Spec
 from detectors.types import EventBatch, Finding, Ints, Kind, Scope
-from stream.columns import NUMBERS, TEXTS, Columns
+from stream.columns import TEXTS, Columns
 from stream.engine import GRAPH, WATCH, Engine, Result
 from stream.ingest.hashing import Hasher, join
 from stream.ingest.reject import Reason
+from stream.numeric import NUMBERS
 from stream.settings import Settings, default_settings, parse
 
 START = 1_750_000_200.0

@@ -5,7 +5,8 @@ from itertools import count
 import numpy as np
 
 from stream.clock import ManualClock
-from stream.columns import NUMBERS, TEXTS, Columns, Packed
+from stream.columns import TEXTS, Columns, Packed
+from stream.numeric import NUMBERS
 from stream.sequencer import Sequencer
 
 SILENT_S = 10.0

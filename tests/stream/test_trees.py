@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from detectors.types import Entity, Kind
 from stream import engine
-from stream.columns import NUMBERS, TEXTS, Columns
+from stream.columns import TEXTS, Columns
+from stream.numeric import NUMBERS
 
 KEPT = 12
 

@@ -14,9 +14,10 @@ from streams import START
 from burnfuse.event import UsageEvent
 from detectors.types import Kind, ToolKind
 from stream.clock import ManualClock
-from stream.columns import NUMBERS, TEXTS, Columns
+from stream.columns import TEXTS, Columns
 from stream.ingest.ingest import Ingest, Record, last_of
 from stream.ingest.reject import Reject
+from stream.numeric import NUMBERS
 from stream.pipeline import make_ingest
 from stream.settings import parse
 
