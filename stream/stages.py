@@ -49,6 +49,9 @@ _MAX_PACKED_BYTES = 900_000
 
 _ENOUGH = 16_000
 """Events of a partition that are a large batch: twice as many cost hardly less per event (benchmarks.stages)."""
+_ACROSS_AGENTS_S = 0.25
+"""What spans agents unfolds over minutes: its events wait so long for others, s. Each step has its price, half of a
+worker's partitions are of this kind, with few events each, and what lies within one agent need not wait for them."""
 _TAKE_OVER_S = 20.0
 """Once a worker counts as gone, its partitions are read again within this time."""
 
@@ -247,6 +250,7 @@ class DetectStage:
         self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
+        self._pause_s = 0.0 if self._tells_rejects else _ACROSS_AGENTS_S
         self.engine = Engine(settings, scopes, position_name(topics.usage))
         self._clock = clock
         self._sequencer: Sequencer[Any] = Sequencer(clock, settings.kafka.session_timeout_s + _TAKE_OVER_S)
@@ -328,7 +332,8 @@ class DetectStage:
 
     def due(self, patience_s: float) -> bool:
         """Whether it is time for a step: there is news, and enough of it, or it has waited for so long, s."""
-        return self._fresh >= _ENOUGH or (self._fresh > 0 and self._clock.monotonic() - self._since >= patience_s)
+        waits_s = max(patience_s, self._pause_s)
+        return self._fresh >= _ENOUGH or (self._fresh > 0 and self._clock.monotonic() - self._since >= waits_s)
 
     def read_up_to(self, end: int, moment: float) -> None:
         """At this moment (of the monotonic clock, s) the partition ended at this offset."""

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from detectors.types import Finding, Scope
 from stream.clock import ManualClock
 from stream.columns import Packed
-from stream.engine import WATCH
+from stream.engine import GRAPH, WATCH
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
 from stream.settings import default_settings
@@ -116,6 +116,17 @@ def test_a_step_is_due_at_once_or_when_enough_waits_or_has_waited_long_enough() 
         assert not stage.due(2.0)
         stage.add(message.value, n)
     assert stage.due(2.0), "enough waits"
+
+
+def test_what_spans_agents_waits_for_others_a_moment() -> None:
+    clock = ManualClock(1_800_000_000.0)
+    stage = DetectStage(SETTINGS, TOPICS, GRAPH, "bf.graph/0", clock)
+    (message,) = ingest_stage(1, 1).heartbeat({0: 1}, TOPICS.graph)
+    stage.add(message.value, "first")
+    assert not stage.due(0.0)
+    clock.advance(0.25)
+    assert stage.due(0.0)
+    assert not stage.due(2.0)
 
 
 def finding(n: int = 1, ts: float = 100.0) -> Finding:
