@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from typing import Any
 import faust
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.consumer import fetcher
 from event_loop import counted_turns
 from faust.app import App
 from faust.streams import Stream
@@ -547,6 +549,12 @@ READ = {
     Service.wait_first: "feade6a31f8a",
     FlowControlQueue.get_nowait: "57cb9b5c12e7",
 }
+
+
+def test_records_have_the_fields_that_aiokafka_fills() -> None:
+    assert transport.Read.__struct_fields__ == tuple(field.name for field in dataclasses.fields(ConsumerRecord))
+    assert fetcher.ConsumerRecord is transport.Read
+    assert fetcher.PartitionRecords._consumer_record.__globals__ is vars(fetcher), "nobody else makes records"
 
 
 def fingerprint(text: str) -> str:
