@@ -228,7 +228,7 @@ def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
     """One row per number of agents and of workers."""
     named = [(f"{int(count):,} agents", run) for count, run in figures["agents"].items()]
     named += [(f"{count} worker{'s' if count != '1' else ''}", run) for count, run in figures["workers"].items()]
-    return [
+    rows: list[tuple[str, ...]] = [
         (
             what,
             f"{run['rate']:,.0f}",
@@ -238,6 +238,8 @@ def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
         )
         for what, run in named
     ]
+    ratio = f"{figures['two_processes_ratio']:.2f} times one"
+    return [*rows, ("2 processes that share nothing, without Kafka", ratio, "", "", "")]
 
 
 RESTORE_HEAD = ("what", "figure")

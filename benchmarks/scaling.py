@@ -1,13 +1,19 @@
 """What agents and workers cost: the same worker with 1,000 to a million agents, and one against two workers.
 
 With the number of agents varying, every agent has its turn once before anything is measured, so that new
-agents do not count. Two workers have a core each; the broker shares one of them, if there are only two.
+agents do not count. Two workers have a core each; the broker shares one of them, if there are only two. What two
+processes could do at most is measured as well: the stages without Kafka, alone and on both cores at once. Cores that
+share caches, or are two threads of one, give less than twice as much.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -17,6 +23,7 @@ from benchmarks.broker import Broker
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load import Load
 from benchmarks.measure import measure
+from benchmarks.processes import CORES
 from benchmarks.results import Run
 from benchmarks.screen import FOLDER, add_seconds, command_line, parser, progress, say
 
@@ -41,6 +48,7 @@ def run(events: int, agents: Sequence[int], seconds: float) -> results.Figures:
         "workers": {str(count): msgspec.to_builtins(done) for count, done in by_workers.items()},
         "rate_ratio": by_agents[many].rate / by_agents[few].rate,
         "bytes_per_agent": (by_agents[many].peak_mb - by_agents[few].peak_mb) * 1e6 / max(1, many - few),
+        "two_processes_ratio": two_processes(),
         "two_workers_ratio": by_workers[2].rate / by_workers[1].rate,
     }
 
@@ -62,6 +70,27 @@ def _one(broker: Broker, load: Load, seconds: float, title: str, *, skip: int = 
         )
     say(f"{title}: {done.rate:,.0f} events/s, {done.peak_mb:,.0f} MB, the broker takes {done.broker_cores:.2f} cores")
     return done
+
+
+def two_processes(events: int = 200_000) -> float:
+    """How much more two processes that share nothing do per second than one, by CPU time per event."""
+
+    def stages(*cores: int) -> float:
+        with tempfile.TemporaryDirectory(prefix="burnfuse-bench-") as folder:
+            files = [Path(folder) / str(core) for core in cores]
+            command = [sys.executable, "-m", "benchmarks.stages", "--events", str(events)]
+            started = [
+                subprocess.Popen([*command, "--core", str(core), "--json", str(file)], stdout=subprocess.DEVNULL)
+                for core, file in zip(cores, files, strict=True)
+            ]
+            for process in started:
+                process.wait()
+            return max(float(json.loads(file.read_text(encoding="utf-8"))["stages"]["total_us"]) for file in files)
+
+    one, other = CORES[0], CORES[-1]
+    alone = [stages(one), stages(other)]
+    together = stages(one, other)
+    return sum(alone) / together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
