@@ -39,7 +39,8 @@ def items(record: Ints) -> Ints:
     [0, 1, 0, 0]
     """
     n = np.arange(len(record))
-    begins = np.r_[True, record[1:] != record[:-1]][: len(n)]
+    begins = np.ones(len(record), bool)
+    np.not_equal(record[1:], record[:-1], out=begins[1:])
     numbers: Ints = n - np.maximum.accumulate(np.where(begins, n, 0))
     return numbers
 
@@ -74,9 +75,10 @@ class Words(Sequence[str]):
         data = _utf8("\0".join(texts))
         if len(data) < n:  # all of them are empty, as in many columns
             return cls(np.empty(0, _WORD), np.zeros(n, np.int64))
-        ends = np.append(np.flatnonzero(np.frombuffer(data, np.uint8) == 0), len(data))
+        ends = np.concatenate((np.flatnonzero(np.frombuffer(data, np.uint8) == 0), [len(data)]))
         if len(ends) == n:
-            sizes = np.diff(ends, prepend=-1) - 1
+            sizes = ends.copy()
+            sizes[1:] -= ends[:-1] + 1
         else:  # none at all, or a text with a NUL character
             sizes = np.fromiter((len(_utf8(text)) for text in texts), np.int64, n)
             ends = np.cumsum(sizes + 1) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import msgspec
@@ -66,7 +66,8 @@ class Hasher:
         words = Words.of(list(chain.from_iterable(texts for _, texts in columns)))
         sizes = [len(texts) for _, texts in columns]
         salts = np.repeat(np.array([self._salt(kind) for kind, _ in columns], np.uint64), sizes)
-        return words, np.split(self._hashes(words, salts), np.cumsum(sizes)[:-1])
+        hashes = self._hashes(words, salts)
+        return words, [hashes[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def _hashes(self, texts: Words, salts: Hashes) -> Hashes:
         counts = texts.counts
@@ -116,7 +117,9 @@ def _sums(words: Hashes, texts: Words) -> Hashes:
     """(n,) sum over the words of each text."""
     upto = np.zeros(len(words) + 1, np.uint64)
     np.cumsum(words, out=upto[1:])
-    return np.diff(upto[texts.first], append=upto[-1])
+    sums: Hashes = upto[texts.first + texts.counts]
+    sums -= upto[texts.first]
+    return sums
 
 
 def _characters(texts: Words) -> Hashes:

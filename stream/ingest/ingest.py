@@ -257,7 +257,7 @@ class Ingest:
         errors[failures] = error
         kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, n)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
-        what = np.where(kind == Kind.TOOL, tool_id, kind)
+        what = np.where(kind == _KINDS["tool"], tool_id, kind)
         ts = np.fromiter([e.ts for e in events], np.float64, n)
         used = Used.of(events)
         sent = [i for i, e in enumerate(events) if e.args is not NOTHING_SENT or e.result is not NOTHING_SENT]
