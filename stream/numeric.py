@@ -102,10 +102,10 @@ class Numbers(Mapping[str, NDArray[Any]]):
     def of(cls, columns: Mapping[str, Any]) -> Numbers:
         """The columns named in NUMBERS, copied."""
         n = len(columns["ts"])
-        made = cls([np.empty((len(names), n), dtype) for dtype, names in _ROWS.items()])
-        for name, column in made.items():
-            column[:] = columns[name]
-        return made
+        blocks = [np.empty((len(names), n), dtype) for dtype, names in _ROWS.items()]
+        for name, (block, row) in _PLACE.items():
+            blocks[block][row] = columns[name]
+        return cls(blocks)
 
     @classmethod
     def empty(cls) -> Numbers:
@@ -145,7 +145,9 @@ class Numbers(Mapping[str, NDArray[Any]]):
 
     @classmethod
     def join(cls, parts: Sequence[Numbers]) -> Numbers:
-        """All parts' numbers, one after the other."""
+        """All parts' numbers, one after the other; a single part as it is."""
+        if len(parts) == 1:
+            return parts[0]
         return cls([np.concatenate(blocks, axis=1) for blocks in zip(*(part._blocks for part in parts), strict=True)])
 
     def encode(self) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ _WORDS = MAX_ID_CHARS * 4 // 8
 """Eight bytes each: an id has at most so many, for a character has at most four."""
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
-_ONE = (1).to_bytes(8)
+_ZERO, _ONE = bytes(8), (1).to_bytes(8)
 _NOT_ASCII = np.uint64(0x8080808080808080)
 _SMALLEST = np.uint64(2)
 """0 is "not observed", and 1 is left free for tables of hashes."""
@@ -47,7 +47,7 @@ class Hasher:
         """Eight bytes, big-endian."""
         state = self._blank.copy()
         state.update(data)
-        return state.digest()[::-1].replace(bytes(8), _ONE)
+        return state.digest()[::-1].replace(_ZERO, _ONE)
 
     def texts(self, kind: str, texts: Sequence[str]) -> Hashes:
         """(n,) hashes of n texts, 0 for "".
@@ -66,7 +66,8 @@ class Hasher:
         words = Words.of(list(chain.from_iterable(texts for _, texts in columns)))
         sizes = [len(texts) for _, texts in columns]
         salts = np.repeat(np.array([self._salt(kind) for kind, _ in columns], np.uint64), sizes)
-        return words, np.split(self._hashes(words, salts), np.cumsum(sizes)[:-1])
+        hashes = self._hashes(words, salts)
+        return words, [hashes[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def _hashes(self, texts: Words, salts: Hashes) -> Hashes:
         counts = texts.counts
@@ -116,7 +117,8 @@ def _sums(words: Hashes, texts: Words) -> Hashes:
     """(n,) sum over the words of each text."""
     upto = np.zeros(len(words) + 1, np.uint64)
     np.cumsum(words, out=upto[1:])
-    sums: Hashes = upto[texts.first + texts.counts] - upto[texts.first]
+    sums: Hashes = upto[texts.first + texts.counts]
+    sums -= upto[texts.first]
     return sums
 
 
@@ -132,9 +134,12 @@ def _characters(texts: Words) -> Hashes:
 def mix(values: Hashes) -> Hashes:
     """(n,) 64-bit values, every bit of which depends on every bit of what was given."""
     with np.errstate(over="ignore"):
-        values = (values ^ (values >> _SHIFT)) * _MIX_1
-        values = (values ^ (values >> _SHIFT)) * _MIX_2
-        return values ^ (values >> _SHIFT)
+        values = values ^ (values >> _SHIFT)
+        values *= _MIX_1
+        values ^= values >> _SHIFT
+        values *= _MIX_2
+        values ^= values >> _SHIFT
+        return values
 
 
 def join(first: Hashes, second: Hashes) -> Hashes:

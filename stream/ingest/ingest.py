@@ -176,20 +176,26 @@ class Ingest:
         The same as `events` does, for all records at once.
         """
         limit = self._settings.max_record_bytes
-        values = [record.value if record.size is None and record.replayed is None else None for record in records]
-        events = self._format.singles([value if value and len(value) <= limit else b"" for value in values])
+        events = self._format.singles(
+            [
+                value
+                if (value := record.value) and len(value) <= limit and record.size is None and record.replayed is None
+                else b""
+                for record in records
+            ]
+        )
         times = event_times([math.nan if event is None else event.ts for event in events])
         logged = np.array([record.log_ms for record in records], np.int64)
         latest = np.where(logged != 0, logged / 1000, self._clock.now()) + self._settings.future_s
         for i in np.flatnonzero(~(times <= latest)).tolist():
             events[i] = None
-        for event, record, time in zip(events, records, times.tolist(), strict=True):
-            if event is not None:
-                event.ts = time
-                if not event.event_id:
-                    event.event_id = self._where(record)
-        for i, event in enumerate(events):
-            if event is not None and (event.args is not NOTHING_SENT or event.result is not NOTHING_SENT):
+        for i, (event, time) in enumerate(zip(events, times.tolist(), strict=True)):
+            if event is None:
+                continue
+            event.ts = time
+            if not event.event_id:
+                event.event_id = self._where(records[i])
+            if event.args is not NOTHING_SENT or event.result is not NOTHING_SENT:
                 try:
                     self._hash(event)
                 except RecursionError:
@@ -251,7 +257,7 @@ class Ingest:
         errors[failures] = error
         kind = np.fromiter([_KINDS[e.kind] for e in events], np.uint8, n)
         # A signature needs observed arguments (or, for messages, words): a bare name proves nothing.
-        what = np.where(kind == Kind.TOOL, tool_id, kind)
+        what = np.where(kind == _KINDS["tool"], tool_id, kind)
         ts = np.fromiter([e.ts for e in events], np.float64, n)
         used = Used.of(events)
         sent = [i for i, e in enumerate(events) if e.args is not NOTHING_SENT or e.result is not NOTHING_SENT]

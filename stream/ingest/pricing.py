@@ -82,11 +82,9 @@ class PriceBook:
         named = models.each(lambda model: model is not None, bool)
         rows = np.flatnonzero(silent & named & ((used.input > 0) | (used.output > 0)))
         providers = Distinct.of([events[i].provider for i in rows.tolist()])
-        days = Distinct.of((ts[rows] // 86400).tolist())
+        days = Distinct.of((ts[rows] // 86400).astype(np.int64).tolist())
         calls = Distinct.together(providers, models.take(rows), days)
-        prices = [
-            self._own.get(model) or self._listed(provider, model, int(day)) for provider, model, day in calls.values
-        ]
+        prices = [self._own.get(model) or self._listed(provider, model, day) for provider, model, day in calls.values]
         unknown = (0.0, 0.0, 0.0, 0.0)
         rates = calls.all(np.array([unknown if price is None else price.rates for price in prices]).reshape(-1, 4)).T
         read, cached, written, output = (tokens[rows] for tokens in used.split)
