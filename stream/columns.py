@@ -23,6 +23,7 @@ _FORMAT = 6
 
 _WORD = np.dtype("<u8")
 _WORD_BYTES = _WORD.itemsize
+_WORD_BITS = _WORD_BYTES.bit_length() - 1
 _KEEP = np.array([~0 & (1 << 64) - 1, *((1 << 8 * left) - 1 for left in range(1, _WORD_BYTES))], _WORD)
 """Number of bytes in the last word of a text, 0 for all of them -> mask that keeps these."""
 
@@ -63,7 +64,7 @@ class Words(Sequence[str]):
     @property
     def counts(self) -> Ints:
         """(n,) words of each text."""
-        return (self.sizes + (_WORD_BYTES - 1)) // _WORD_BYTES
+        return (self.sizes + (_WORD_BYTES - 1)) >> _WORD_BITS
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Words:

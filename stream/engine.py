@@ -542,7 +542,8 @@ class RecentIds:
         fresh = here & (young < 0)
         if fresh.all():  # as nearly always
             self._remember(ids)
-            return old != _SEEN
+            unseen: Bools = old != _SEEN
+            return unseen
         self._remember(ids[fresh])
         forgiven = ids[here & (young == _FORGIVEN)]
         self._young.put(forgiven, np.full(len(forgiven), _SEEN))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.base import Table, TablePage
 from detectors.rounds import changes, sizes
@@ -106,11 +103,7 @@ class Entities:
         # Of an entity's events the latest says all; others would be written for nothing.
         last = groups.last
         latest = rows.take(last)
-        totals = np.stack((tokens, cost))
-        if len(rows):
-            starts = np.stack((table["tokens"].take(rows), table["cost"].take(rows)))
-            totals = _running_sum(groups, totals, starts, new)
-        total_tokens, total_cost = totals
+        total_tokens, total_cost = _running_sums(groups, rows, new, (tokens, table["tokens"]), (cost, table["cost"]))
         table["last_ts"][latest] = np.maximum(before, ts).take(last)
         table["tokens"][latest] = total_tokens.take(last)
         table["cost"][latest] = total_cost.take(last)
@@ -227,21 +220,29 @@ def _running_max(groups: _Groups, ts: Floats, start: Floats) -> Floats:
     return result
 
 
-def _running_sum(groups: _Groups, x: Ints, start: Ints, reset: NDArray[Any]) -> Ints:
-    """(k, n) sums of k columns over the same row up to each item, from the row's `start` (k, n) on, or from 0 where
-    `reset` (n,).
+def _running_sums(groups: _Groups, rows: Ints, reset: Bools, *columns: tuple[Ints, Ints]) -> list[Ints]:
+    """(n,) sums of columns x over the same row up to each item, from the row's `start` on, or from 0 where `reset`.
 
-    >>> rows = _Groups(np.array([1, 2, 1]))
-    >>> _running_sum(rows, np.array([[5, 1, 3]]), np.array([[10, 20, 10]]), np.zeros(3, bool)).tolist()
+    Args:
+        columns: x (n,), and `start`, by row.
+
+    >>> rows, x, start = np.array([1, 2, 1]), np.array([5, 1, 3]), np.array([0, 10, 20])
+    >>> [sums.tolist() for sums in _running_sums(_Groups(rows), rows, np.zeros(3, bool), (x, start))]
     [[15, 21, 18]]
     """
-    order = groups.order
-    x = x.take(order, axis=1)
-    total = x.cumsum(axis=1)
+    n, order = len(rows), groups.order
+    if n == 0:
+        return [x for x, _ in columns]
     zero = reset.take(order)
     at = (groups.first | zero).nonzero()[0]
-    kept = start.take(order.take(at), axis=1) * ~zero.take(at)
-    base = kept - (total.take(at, axis=1) - x.take(at, axis=1))
-    result = np.empty_like(total)
-    result[:, order] = total + base.repeat(sizes(at, x.shape[1]), axis=1)
-    return result
+    count, goes_on = sizes(at, n), ~zero.take(at)
+    row = rows.take(order.take(at))
+    sums = []
+    for x, start in columns:
+        by_row = x.take(order)
+        total = by_row.cumsum()
+        base = start.take(row) * goes_on - (total.take(at) - by_row.take(at))
+        result = np.empty(n, np.int64)
+        result[order] = total + base.repeat(count)
+        sums.append(result)
+    return sums
