@@ -541,7 +541,7 @@ class RecentIds:
         young, old = self._young.find(ids), self._old.find(ids)
         fresh = here & (young < 0)
         if fresh.all():  # as nearly always
-            self._remember(ids)
+            self._remember(ids.copy())  # what is noted must not hold on to the batch
             unseen: Bools = old != _SEEN
             return unseen
         self._remember(ids[fresh])
