@@ -153,8 +153,8 @@ class Drift(Detector):
         again = born[table["window"][born] >= 0]
         if len(again):
             self.forget(again)
-        order = np.argsort(entity.row, kind="stable")
-        at = order[batch.tokens[order] > 0]
+        order = entity.row.argsort(kind="stable")
+        at = order[(batch.tokens > 0).take(order)]
         if math.isfinite(self._seen_from):
             at = at[ticks(batch.ts[at], WINDOW_S) >= self._seen_from]
         if not len(at):
@@ -164,7 +164,7 @@ class Drift(Detector):
         found: list[tuple[int, Finding]] = []
         for k in parts.rounds():
             row, window = parts.row[k], parts.tick[k]
-            over = np.flatnonzero(window > table["window"][row])
+            over = (window > table["window"][row]).nonzero()[0]
             if len(over):
                 found += self._end_windows(batch, at[parts.starts[k[over]]], row[over], window[over])
             table["window_tokens"][row] += sums[k, 0]
@@ -183,7 +183,7 @@ class Drift(Detector):
         table = self._table
         table["window"][row] = window
         tokens = table["window_tokens"][row]
-        had = np.flatnonzero(tokens)
+        had = tokens.nonzero()[0]
         if len(had):
             closing = row[had]
             table["level"][closing] += np.log(tokens[had] / 1e3).astype(np.float32)
@@ -191,11 +191,11 @@ class Drift(Detector):
             table["window_tokens"][closing] = 0
 
         day, was = np.minimum(window // _DAY_WINDOWS, 2**16 - 1), table["day"][row]
-        later = np.flatnonzero(day > was)
+        later = (day > was).nonzero()[0]
         if not len(later):
             return []
         at, row, day, was = at[later], row[later], day[later], was[later]
-        ended = np.flatnonzero(was >= 0)
+        ended = (was >= 0).nonzero()[0]
         found: list[tuple[int, Finding]] = []
         if len(ended):
             self._remember(row[ended])
@@ -295,11 +295,11 @@ class Drift(Detector):
 
 def _amounts(batch: EventBatch, at: Ints) -> Ints:
     """(n, len(_SUMS)) what events add to their day."""
-    given, cached, written = batch.input[at], batch.cached[at], batch.output[at]
+    given, cached, written = batch.input.take(at), batch.cached.take(at), batch.output.take(at)
     answered = (given > 0) & (written >= 0)
     read = (given > 0) & (cached >= 0)
     amounts = np.empty((len(at), len(_SUMS)), np.int64)
-    amounts[:, 0] = batch.tokens[at]
+    amounts[:, 0] = batch.tokens.take(at)
     amounts[:, 1] = 1
     amounts[:, 2] = given * answered
     amounts[:, 3] = written * answered

@@ -88,10 +88,10 @@ def close_minutes(table: Table, rows: Ints, minute: Ints, learn: Bools, memory_s
     use = (table.take("open_use", rows) / 1e3).astype(np.float32)
     lowest = _two_minutes(use, table.take("last_use", rows))
     lull = np.minimum(table.take("lull", rows), lowest)
-    chosen = rows[learn]
-    _learn_usual(table, chosen, use[learn])
-    block = was // BLOCK
-    _raise(table, "fresh_lull", chosen, block[learn] % LAG, lull[learn])
+    learned = slice(None) if learn.all() else learn
+    chosen, block = rows[learned], was // BLOCK
+    _learn_usual(table, chosen, use[learned])
+    _raise(table, "fresh_lull", chosen, block[learned] % LAG, lull[learned])
 
     lowest = np.minimum(lowest, _silence(block, was, minute, use))
     pairs = table["lulls"].view(np.uint64)
@@ -115,7 +115,7 @@ def _raise(table: Table, name: str, rows: Ints, slot: Ints, values: Values) -> N
     pairs = column.view(np.uint64).reshape(-1)
     place = rows * (column.shape[1] // UNITS) + slot
     highest = np.maximum(pairs[place].view(np.float32).reshape(-1, UNITS), values)
-    pairs[place] = highest.astype(np.float32).view(np.uint64)[:, 0]
+    pairs[place] = highest.astype(np.float32, copy=False).view(np.uint64)[:, 0]
 
 
 def _ring(table: Table, name: str) -> Values:
@@ -138,37 +138,33 @@ def _learn_usual(table: Table, rows: Ints, use: Values) -> None:
 
 
 def _silence(block: Ints, was: Ints, minute: Ints, use: Values) -> Values:
-    """(k, UNITS) ln of the lowest use that the silent minutes between `was` and `minute` give a block."""
+    """(..., UNITS) ln of the lowest use that the silent minutes between `was` and `minute` give a block (...,)."""
     # The first silent minute still has the closed one in its two-minute mean.
     first = (minute - was > 1) & (block == (was + 1) // BLOCK)
     silent = np.maximum(block * BLOCK, was + 2) < np.minimum((block + 1) * BLOCK, minute)
-    value = np.where(first[:, None], np.log1p(use / 2), np.float32(np.inf))
-    return np.where(silent[:, None], np.float32(0), value)
+    value = np.where(first[..., None], np.log1p(use / 2), np.float32(np.inf))
+    return np.where(silent[..., None], np.float32(0), value)
 
 
 def _move_on(table: Table, rows: Ints, was: Ints, minute: Ints, use: Values) -> None:
     """Opens a block where the new minute lies in another: what has lagged enough is learned."""
     block = minute // BLOCK
-    moved = np.flatnonzero(block > was // BLOCK)
+    moved = (block > was // BLOCK).nonzero()[0]
     if not len(moved):
         return
     rows, was, minute, use, block = rows[moved], was[moved], minute[moved], use[moved], block[moved]
-    passed = block - was // BLOCK
+    passed = (block - was // BLOCK)[:, None]
     # From the new block backwards: each takes the place of an older one.
+    left = (block[:, None] - np.arange(LAG)) % LAG < passed
     for name, high in (("fresh", "high"), ("fresh_lull", "lull_high")):
         ring = _ring(table, name)
-        for back in range(min(LAG, int(passed.max()))):
-            some = passed > back
-            chosen, slot = rows[some], (block[some] - back) % LAG
-            table[high][chosen] = np.maximum(table[high][chosen], ring[chosen, slot])
-            ring[chosen, slot] = -np.inf
+        own = ring.take(rows, axis=0)
+        learned = np.where(left[:, :, None], own, np.float32(-np.inf)).max(axis=1)
+        table.put(high, rows, np.maximum(table.take(high, rows), learned))
+        ring[rows] = np.where(left[:, :, None], np.float32(-np.inf), own)
     ring = _ring(table, "lulls")
-    for back in range(min(LULLS, int(passed.max()))):
-        some = passed > back
-        place = block[some] - back
-        ring[rows[some], place % LULLS] = _silence(place, was[some], minute[some], use[some])
-    own = ring[rows]
-    lowest = own[:, 0]
-    for i in range(1, LULLS):
-        lowest = np.minimum(lowest, own[:, i])
-    table.put("lull", rows, lowest)
+    back = (block[:, None] - np.arange(LULLS)) % LULLS
+    silence = _silence(block[:, None] - back, was[:, None], minute[:, None], use[:, None, :])
+    own = np.where((back < passed)[:, :, None], silence, ring.take(rows, axis=0))
+    ring[rows] = own
+    table.put("lull", rows, own.min(axis=1))

@@ -86,13 +86,12 @@ class Limits:
 
     def update(self, batch: EventBatch, order: Ints) -> list[Excess]:
         """Takes in events, of which none follows on another life of its row; `order`: (n,) them row by row."""
-        kind = batch.kind[order]
-        llm = kind == _LLM
+        llm = batch.kind == _LLM
         found: list[Excess] = []
-        calls = order[llm & (batch.input[order] > 0)]
+        calls = order[(llm & (batch.input > 0)).take(order)]
         if len(calls):
             found += self._context(batch, calls)
-        steps = order[llm | (kind == _OUTCOME)]
+        steps = order[(llm | (batch.kind == _OUTCOME)).take(order)]
         if len(steps):
             found += self._without_outcome(batch, steps)
         if self._settings.hour_usd > 0:
@@ -176,12 +175,12 @@ class Limits:
     def _close_days(self, rows: Ints, day: Ints) -> None:
         table, settings = self.contexts, self._settings
         was = table["day"][rows]
-        over = np.flatnonzero(day > was)
+        over = (day > was).nonzero()[0]
         if not len(over):
             return
         rows, day, was = rows[over], day[over], was[over]
         table["day"][rows] = day
-        known = np.flatnonzero(was >= 0)
+        known = (was >= 0).nonzero()[0]
         if not len(known):
             return
         rows, passed = rows[known], (day - was)[known]
@@ -200,7 +199,7 @@ class Limits:
         row, done = entity.row[steps], batch.kind[steps] == _OUTCOME
         # A task begins with the outcome of the one before, or goes on from the batch before.
         begins = changes(row) | done
-        starts = np.flatnonzero(begins)
+        starts = begins.nonzero()[0]
         who, closes = row[starts], done[starts]
         calls = sizes(starts, len(steps)) - closes
         for k in rounds(who):
@@ -210,7 +209,7 @@ class Limits:
             rows = who[k]
             before = table["calls"][rows]
             table["calls"][rows] = before + calls[k]
-            known = np.flatnonzero((table["outcomes"][rows] >= self._settings.outcome_history) & (calls[k] > 0))
+            known = ((table["outcomes"][rows] >= self._settings.outcome_history) & (calls[k] > 0)).nonzero()[0]
             if len(known):
                 some = k[known]
                 of = np.repeat(np.arange(len(some)), calls[some])

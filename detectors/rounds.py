@@ -27,9 +27,13 @@ def rounds(row: Ints) -> Iterator[Ints]:
     n = len(row)
     if n == 0:
         return
-    order = np.argsort(row, kind="stable")
+    order = row.argsort(kind="stable")
+    begins = changes(row.take(order))
+    if begins.all():
+        yield np.arange(n)
+        return
     rank = np.empty(n, np.int64)
-    rank[order] = _rank(changes(row[order]))
+    rank[order] = _rank(begins)
     yield from _by_rank(rank)
 
 
@@ -64,7 +68,8 @@ class Segments:
 
     def rounds(self) -> Iterator[Ints]:
         """Yields arrays of segments; the k-th holds the k-th segment of every row."""
-        return _by_rank(_rank(changes(self.row)))
+        begins = changes(self.row)
+        return iter((np.arange(len(begins)),)) if begins.all() else _by_rank(_rank(begins))
 
     def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """(m, ...) sums per segment of (n, ...) integers."""
@@ -97,14 +102,18 @@ def segments(row: Ints, tick: Ints, newest: NDArray[np.integer]) -> Segments:
     """
     begins = changes(row)
     first = begins.nonzero()[0]
+    rows = row.take(first)
+    opens = np.maximum(tick.take(first), newest.take(rows))
+    if tick.max() <= opens.min():  # no clock moves on within these events: they are few, or their ticks long
+        return Segments(first, sizes(first, len(row)), rows, opens.astype(np.int64, copy=False))
     clock = tick.astype(np.int64)
-    clock[first] = np.maximum(clock[first], newest[row[first]])
+    clock[first] = opens
     # One after the other, the clocks of all rows are a single one that never goes back.
     lift = begins.cumsum() << 40
     clock += lift
     np.maximum.accumulate(clock, out=clock)
     starts = changes(clock).nonzero()[0]
-    return Segments(starts, sizes(starts, len(row)), row[starts], (clock - lift)[starts])
+    return Segments(starts, sizes(starts, len(row)), row.take(starts), (clock - lift).take(starts))
 
 
 def sizes(starts: Ints, n: int) -> Ints:
@@ -196,9 +205,6 @@ def _rank(begins: Bools) -> Ints:
 
 def _by_rank(rank: Ints) -> Iterator[Ints]:
     last = int(rank.max())
-    if last == 0:
-        yield np.arange(len(rank))
-        return
     by_rank = np.argsort(rank, kind="stable")
     edges = np.searchsorted(rank[by_rank], np.arange(last + 2))
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):

@@ -520,10 +520,10 @@ class Runaway(Detector):
         if len(again):
             self.forget(again)
         table["begun"][entity.row] = True
-        order = np.argsort(entity.row, kind="stable")
+        order = entity.row.argsort(kind="stable")
         heard = self._hear(batch, order)
         found: list[tuple[int, Finding]] = []
-        spent = order[(batch.tokens[order] > 0) | (batch.cost[order] > 0)]
+        spent = order[((batch.tokens > 0) | (batch.cost > 0)).take(order)]
         if len(spent):
             found += self._burn(batch, spent, heard)
         found += [(excess.index, self._excess(batch, excess)) for excess in self._rules.update(batch, order)]
@@ -533,11 +533,12 @@ class Runaway(Detector):
     def _hear(self, batch: EventBatch, order: Ints) -> _Heard:
         """Remembers when a tool last gave a result unlike the few before it."""
         table, row = self._table, batch.entities[self.spec.scope].row
-        told = order[((batch.kind == _TOOL) & (batch.result != UNKNOWN) & ~batch.failed)[order]]
-        new = told[unlike_recent(table["results"], row[told], batch.result[told])]
-        before = table["result_ts"].take(row[new])
-        np.fmax.at(table["result_ts"], row[new], batch.ts[new])
-        return _Heard(new, row[new], batch.ts[new], before)
+        told = order[((batch.kind == _TOOL) & (batch.result != UNKNOWN) & ~batch.failed).take(order)]
+        new = told[unlike_recent(table["results"], row.take(told), batch.result.take(told))]
+        rows, ts = row.take(new), batch.ts.take(new)
+        before = table["result_ts"].take(rows)
+        np.fmax.at(table["result_ts"], rows, ts)
+        return _Heard(new, rows, ts, before)
 
     def _burn(self, batch: EventBatch, at: Ints, heard: _Heard) -> list[tuple[int, Finding]]:
         """Takes in events that use something, a second of every agent at once."""
@@ -545,10 +546,10 @@ class Runaway(Detector):
         second = ticks(batch.ts[at], 1.0)
         parts = segments(batch.entities[self.spec.scope].row[at], second, table["second"])
         used = np.empty((len(at), UNITS), np.int64)
-        used[:, TOKENS], used[:, MONEY] = batch.tokens[at], batch.cost[at]
+        used[:, TOKENS], used[:, MONEY] = batch.tokens.take(at), batch.cost.take(at)
         # A late event counts as much as it would have by now; the clock of the sums stays.
         counted, late = used, parts.spread(parts.tick) - second
-        behind = np.flatnonzero(late)
+        behind = late.nonzero()[0]
         if len(behind):
             counted = used.copy()
             counted[behind] = np.rint(used[behind] * np.exp(late[behind] / -FAST_S)[:, None])
@@ -750,7 +751,7 @@ class Runaway(Detector):
         """Ends the open minute of every row that goes on in a later one, and what else ends with it."""
         table, config = self._table, self.config
         open_minute = table["minute"][rows]
-        over = np.flatnonzero(minute > open_minute)
+        over = (minute > open_minute).nonzero()[0]
         if not len(over):
             return
         if len(over) < len(rows):
@@ -776,9 +777,8 @@ class Runaway(Detector):
             self._close_windows(rows, minute, now)
         chosen = rows[learn]
         sums = table.take("fast", chosen) + table.take("second_use", chosen) / 1e3
-        for unit in range(UNITS):
-            some = sums[:, unit]
-            np.add.at(self._sums[unit], LogGrid.index(some[some > 0]), 1)
+        bins = LogGrid.index(sums) + LogGrid.BINS * np.arange(UNITS)
+        np.add.at(self._sums.reshape(-1), bins[sums > 0], 1)
         close_minutes(table, rows, minute, learn, config.memory_s)
 
     def _close_days(self, rows: Ints, day: Ints, group: Hashes) -> None:

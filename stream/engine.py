@@ -167,7 +167,8 @@ class Engine:
         clocks = self._advance(columns.numbers)
         result = Result(clocks=clocks)
         for low, high in self._between_ticks(clocks):
-            self._process(columns.cut(low, high), low, clocks[low:high], result)
+            part = columns if high - low == len(clocks) else columns.cut(low, high)
+            self._process(part, low, clocks[low:high], result)
         return result
 
     # ------------------------------------------------------------------------------ the clock
@@ -187,15 +188,17 @@ class Engine:
         """Pieces low, high of events between marks of the stream clock; ticks at each mark passed."""
         if not len(clocks):
             return
-        mark = np.floor(clocks / self._settings.tick_s)
-        before = np.r_[np.floor(self._clock / self._settings.tick_s), mark[:-1]]
-        low = 0
-        for edge in np.flatnonzero((mark > before) & np.isfinite(before)).tolist():
-            if edge > low:
-                yield low, edge
-            self._clock = float(clocks[edge])
-            self._tick()
-            low = edge
+        tick_s, low = self._settings.tick_s, 0
+        # The clock never goes back: where it ends below the next mark, it has passed none.
+        if np.floor(clocks[-1] / tick_s) > np.floor(self._clock / tick_s):
+            mark = np.floor(clocks / tick_s)
+            before = np.r_[np.floor(self._clock / tick_s), mark[:-1]]
+            for edge in ((mark > before) & np.isfinite(before)).nonzero()[0].tolist():
+                if edge > low:
+                    yield low, edge
+                self._clock = float(clocks[edge])
+                self._tick()
+                low = edge
         yield low, len(clocks)
         self._clock = float(clocks[-1])
 
@@ -515,6 +518,8 @@ class RecentIds:
 
     def add(self, ids: Hashes) -> Bools | None:
         """Remembers ids; (n,) true where an id was not known, or None if none was known."""
+        if not len(ids):
+            return None
         parts: list[Bools] = []
         low = 0
         while low < len(ids):
@@ -528,20 +533,28 @@ class RecentIds:
                 self.generation += 1
                 self._new.pop(self.generation - 2, None)
                 self._noted.pop(self.generation - 2, None)
-        first = np.concatenate(parts) if parts else np.empty(0, bool)
+        first = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return None if first.all() else first
 
     def _add(self, ids: Hashes) -> Bools:
         here = first_of(ids)
         young, old = self._young.find(ids), self._old.find(ids)
-        # Of the old generation nothing is taken over: what is known twice would fill the new one.
-        fresh, forgiven = ids[here & (young < 0)], ids[here & (young == _FORGIVEN)]
-        self._young.add(fresh, np.full(len(fresh), _SEEN))
+        fresh = here & (young < 0)
+        if fresh.all():  # as nearly always
+            self._remember(ids.copy())  # what is noted must not hold on to the batch
+            unseen: Bools = old != _SEEN
+            return unseen
+        self._remember(ids[fresh])
+        forgiven = ids[here & (young == _FORGIVEN)]
         self._young.put(forgiven, np.full(len(forgiven), _SEEN))
-        self._note(self.generation, fresh, _SEEN)
         self._note(self.generation, forgiven, _SEEN)
         known: Bools = (young == _SEEN) | ((young < 0) & (old == _SEEN))
         return here & ~known
+
+    def _remember(self, ids: Hashes) -> None:
+        # Of the old generation nothing is taken over: what is known twice would fill the new one.
+        self._young.add(ids, np.full(len(ids), _SEEN))
+        self._note(self.generation, ids, _SEEN)
 
     def forgive(self, ids: Hashes) -> None:
         """Known ids that may come once more. They still count: where batches are cut must not matter."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.base import Table, TablePage
-from detectors.rounds import changes
+from detectors.rounds import changes, sizes
 from detectors.types import Bools, Entity, Floats, Hashes, Ints
 from stream.slots import SlotMap
 
@@ -51,15 +48,20 @@ class Entities:
     def assign(self, ids: Hashes) -> Ints:
         """(n,) rows of n entities by their hashes; unknown ones get a row."""
         rows = self._row_of.find(ids)
-        unknown = np.flatnonzero(rows < 0)
+        unknown = (rows < 0).nonzero()[0]
         if len(unknown):
-            fresh, first, which = np.unique(ids[unknown], return_index=True, return_inverse=True)
+            order = ids.take(unknown).argsort(kind="stable")
+            unknown = unknown.take(order)
+            wanted = ids.take(unknown)
+            begins = changes(wanted)
+            first = begins.nonzero()[0]
+            fresh = wanted.take(first)
             given = np.empty(len(fresh), np.int64)
             # In order of appearance, so that the same stream gives the same rows.
-            given[np.argsort(first)] = self._give(len(fresh))
+            given[order.take(first).argsort()] = self._give(len(fresh))
             self._row_of.add(fresh, given)
             self._table["id"][given] = fresh
-            rows[unknown] = given[which]
+            rows[unknown] = given.take(begins.cumsum() - 1)
         return rows
 
     def find(self, ids: Hashes) -> Ints:
@@ -83,7 +85,7 @@ class Entities:
 
     def newest(self, rows: Ints, ts: Floats) -> Floats:
         """(n,) the newest event time each event's entity had seen before that event, s."""
-        return _running_max(_Groups(rows), ts, self._table["last_ts"][rows])
+        return _running_max(_Groups(rows), ts, self._table["last_ts"].take(rows))
 
     def view(
         self, rows: Ints, ts: Floats, tokens: Ints, cost: Ints, clocks: Floats, newest: Floats | None = None
@@ -96,17 +98,16 @@ class Entities:
             newest: (n,) what `newest` said of exactly these events, if it was asked.
         """
         table, groups = self._table, _Groups(rows)
-        before = _running_max(groups, ts, table["last_ts"][rows]) if newest is None else newest
+        before = _running_max(groups, ts, table["last_ts"].take(rows)) if newest is None else newest
         new: Bools = ~(ts - before <= self._ttl_s)  # -inf (never seen) is new
-        total_tokens = _running_sum(groups, tokens, table["tokens"], new)
-        total_cost = _running_sum(groups, cost, table["cost"], new)
         # Of an entity's events the latest says all; others would be written for nothing.
         last = groups.last
-        latest = rows[last]
-        table["last_ts"][latest] = np.maximum(before, ts)[last]
-        table["tokens"][latest] = total_tokens[last]
-        table["cost"][latest] = total_cost[last]
-        table["touched"][latest] = clocks[last] if isinstance(clocks, np.ndarray) else clocks
+        latest = rows.take(last)
+        total_tokens, total_cost = _running_sums(groups, rows, new, (tokens, table["tokens"]), (cost, table["cost"]))
+        table["last_ts"][latest] = np.maximum(before, ts).take(last)
+        table["tokens"][latest] = total_tokens.take(last)
+        table["cost"][latest] = total_cost.take(last)
+        table["touched"][latest] = clocks.take(last) if isinstance(clocks, np.ndarray) else clocks
         self._changed[latest] = True
         return Entity(rows, new, total_tokens, total_cost)
 
@@ -172,11 +173,11 @@ class Entities:
 class _Groups:
     """Events by row: a stable order in which they stand row by row, and where each row's begin in it."""
 
-    __slots__ = ("first", "order", "rows", "starts")
+    __slots__ = ("first", "order", "starts")
 
     def __init__(self, rows: Ints) -> None:
-        self.rows, self.order = rows, np.argsort(rows, kind="stable")
-        self.first = changes(rows[self.order])
+        self.order = rows.argsort(kind="stable")
+        self.first = changes(rows.take(self.order))
         self.starts = self.first.nonzero()[0]
 
     @property
@@ -199,11 +200,11 @@ def _running_max(groups: _Groups, ts: Floats, start: Floats) -> Floats:
     if n == 0:
         return ts
     order, starts = groups.order, groups.starts
-    by_row, start = ts[order], start[order]
+    by_row, start = ts.take(order), start.take(order)
     # What came before an item: its predecessor in the group, or the group's start value.
     before = np.empty(n)
     before[1:] = by_row[:-1]
-    before[starts] = start[starts]
+    before[starts] = start.take(starts)
     result = np.empty(n)
     back = before[1:] < before[:-1]
     back &= ~groups.first[1:]
@@ -219,25 +220,29 @@ def _running_max(groups: _Groups, ts: Floats, start: Floats) -> Floats:
     return result
 
 
-def _running_sum(groups: _Groups, x: Ints, start: Ints, reset: NDArray[Any]) -> Ints:
-    """(n,) sum of x over the same row up to each item, from the row's `start` on, or from 0 where `reset`.
+def _running_sums(groups: _Groups, rows: Ints, reset: Bools, *columns: tuple[Ints, Ints]) -> list[Ints]:
+    """(n,) sums of columns x over the same row up to each item, from the row's `start` on, or from 0 where `reset`.
 
-    >>> rows = _Groups(np.array([1, 2, 1]))
-    >>> _running_sum(rows, np.array([5, 1, 3]), np.array([0, 10, 20]), np.zeros(3, bool)).tolist()
-    [15, 21, 18]
+    Args:
+        columns: x (n,), and `start`, by row.
+
+    >>> rows, x, start = np.array([1, 2, 1]), np.array([5, 1, 3]), np.array([0, 10, 20])
+    >>> [sums.tolist() for sums in _running_sums(_Groups(rows), rows, np.zeros(3, bool), (x, start))]
+    [[15, 21, 18]]
     """
-    n = len(x)
+    n, order = len(rows), groups.order
     if n == 0:
-        return x
-    order = groups.order
-    x = x[order]
-    total = np.cumsum(x)
-    zero = reset[order]
+        return [x for x, _ in columns]
+    zero = reset.take(order)
     at = (groups.first | zero).nonzero()[0]
-    base = np.where(zero[at], 0, start[groups.rows[order[at]]]) - (total[at] - x[at])
-    ends = np.empty_like(at)
-    ends[:-1] = at[1:]
-    ends[-1] = n
-    result = np.empty(n, np.int64)
-    result[order] = total + base.repeat(ends - at)
-    return result
+    count, goes_on = sizes(at, n), ~zero.take(at)
+    row = rows.take(order.take(at))
+    sums = []
+    for x, start in columns:
+        by_row = x.take(order)
+        total = by_row.cumsum()
+        base = start.take(row) * goes_on - (total.take(at) - by_row.take(at))
+        result = np.empty(n, np.int64)
+        result[order] = total + base.repeat(count)
+        sums.append(result)
+    return sums

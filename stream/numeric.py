@@ -183,9 +183,9 @@ class Numbers(Mapping[str, NDArray[Any]]):
             low, high = _LIMITS[dtype]
             values = block.view(low.dtype)
             # So written that a time which is no number is out of bounds, too.
-            within = (np.minimum.reduce(values, axis=1) >= low) & (np.maximum.reduce(values, axis=1) <= high)
+            within = (values >= low) & (values <= high)
             if not within.all():
-                wrong |= {name for name, fits in zip(names, within.tolist(), strict=True) if not fits}
+                wrong |= {names[row] for row in (~within).nonzero()[0].tolist()}
         return next((name for name in NUMBERS if name in wrong), "")
 
     def _each(self, change: Callable[[Block], Block]) -> Numbers:
@@ -196,10 +196,10 @@ _TRUTH = np.dtype("?")
 _LIMITS = {
     # A truth value that was damaged is a byte above 1.
     dtype: tuple(
-        np.array([BOUNDS.get(name, (0, 1))[side] for name in names], "u1" if dtype == _TRUTH else dtype)
+        np.array([[BOUNDS.get(name, (0, 1))[side]] for name in names], "u1" if dtype == _TRUTH else dtype)
         for side in (0, 1)
     )
     for dtype, names in _ROWS.items()
     if dtype == _TRUTH or all(name in BOUNDS for name in names)
 }
-"""Type of which all columns have bounds -> the least and the greatest value of each."""
+"""Type of which all columns have bounds -> the least and the greatest value of each, in a column."""

@@ -10,6 +10,8 @@ _EMPTY, _GONE = np.uint64(0), np.uint64(1)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio (Knuth, TAOCP 6.4): spreads ids whose low or high bits are alike."""
 _SMALLEST = 1 << 10
+_AHEAD = np.arange(1, 9)
+_UNKNOWN = np.int64(-1)
 
 
 class SlotMap:
@@ -32,15 +34,21 @@ class SlotMap:
 
     def find(self, ids: Hashes) -> Ints:
         """(n,) rows of (n,) ids; -1 where an id is not known."""
-        rows = np.full(len(ids), -1, np.int64)
-        left = np.arange(len(ids))
-        wanted, place = ids, self._home(ids)
+        place = self._home(ids)
+        there = self._ids.take(place)
+        rows: Ints = np.where(there == ids, self._rows.take(place), _UNKNOWN)
+        left = ((there != ids) & (there != _EMPTY)).nonzero()[0]
         while len(left):
-            there = self._ids[place]
-            hit = there == wanted
-            rows[left[hit]] = self._rows[place[hit]]
-            on = ~hit & (there != _EMPTY)
-            left, wanted, place = left[on], wanted[on], (place[on] + 1) & self._mask
+            # Most of what did not lie in its own place lies among the next few, or a free place does.
+            ahead = (place.take(left)[:, None] + _AHEAD) & self._mask
+            wanted, there = ids.take(left), self._ids.take(ahead)
+            ends = (there == wanted[:, None]) | (there == _EMPTY)
+            where = (np.arange(len(left)), ends.argmax(axis=1))
+            there, ahead = there[where], ahead[where]
+            hit = (there == wanted).nonzero()[0]
+            rows[left.take(hit)] = self._rows.take(ahead.take(hit))
+            left = left[(there != wanted) & (there != _EMPTY)]
+            place = place + len(_AHEAD)
         return rows
 
     def ids(self) -> Hashes:
@@ -53,12 +61,15 @@ class SlotMap:
             self._rebuild(self._used + len(ids))
         self._used += len(ids)
         place = self._home(ids)
-        while len(ids):
-            free = self._ids[place] == _EMPTY
-            self._ids[place[free]] = ids[free]
+        while True:
+            there = self._ids.take(place)
+            self._ids[place] = np.where(there == _EMPTY, ids, there)
             # Of several for one slot the last has it; the others go on.
-            lost = self._ids[place] != ids
-            won = ~lost
+            won = self._ids.take(place) == ids
+            lost = (~won).nonzero()[0]
+            if not len(lost):
+                self._rows[place] = rows
+                return
             self._rows[place[won]] = rows[won]
             ids, rows, place = ids[lost], rows[lost], (place[lost] + 1) & self._mask
 
@@ -86,8 +97,8 @@ class SlotMap:
         self._used = self._gone = 0
 
     def _home(self, ids: Hashes) -> Ints:
-        with np.errstate(over="ignore"):
-            return ((ids * _SPREAD) >> self._shift).astype(np.int64)
+        home: Ints = ((ids * _SPREAD) >> self._shift).view(np.int64)
+        return home
 
     def _allocate(self, size: int) -> None:
         self._ids = np.zeros(size, np.uint64)
