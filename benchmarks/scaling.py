@@ -93,7 +93,7 @@ def two_processes(events: int = 50_000, repeats: int = 5) -> float:
 
     one, other = CORES[0], CORES[-1]
     runs = [(stages(one), stages(other), stages(one, other)) for _ in range(repeats)]
-    first, second, together = (statistics.median(took) for took in zip(*runs, strict=True))
+    first, second, together = (float(statistics.median(took)) for took in zip(*runs, strict=True))
     return (first + second) / together
 
 
