@@ -55,8 +55,8 @@ _STEP_S = 0.1
 """How often to look for steps that are due: behind, events wait for others, and no record comes to set them off."""
 _ANSWER_S = 5.0
 """How long a broker may take to say where partitions end."""
-_MOST_WAITING = 400_000
-"""Events that may wait for their order, some 200 MB, until no more is read ahead of others."""
+_MOST_WAITING = 100_000
+"""Events that may wait for their order, some 50 MB, until no more is read ahead of others."""
 _LIST_S = 15.0
 """How often to look whether all topics are still there."""
 _SILENT_S = 10.0

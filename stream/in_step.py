@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-AHEAD_MS = 1000
-"""How far ahead of the slowest partition another one is read, by the time at which records were logged, ms. At least
-one run of records is always read."""
+AHEAD_MS = 100
+"""How far ahead of the slowest partition another one is read, by the time at which records were logged, ms: what was
+logged fast is many events in little time. At least one run of records is always read."""
 STUCK_S = 2.0
 """A partition whose records do not come for so long is waited for no more: its broker may be away."""
 
