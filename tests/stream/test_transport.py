@@ -30,6 +30,7 @@ from mode.services import Service
 from mode.utils.queues import FlowControlQueue
 
 from stream import transport
+from stream.in_step import AHEAD_MS
 
 T = TP("usage", 0)
 OTHER = TP("other", 0)
@@ -210,9 +211,9 @@ def test_a_topic_read_in_step_is_not_read_beyond_the_floor() -> None:
         kafka.log = {U: [record(n, U, ms=5_000) for n in range(6)]}
         (first,) = await kafka.read()
         first.tracked = True
-        kafka.consumer.hold_back(U.topic, 3_000)
+        kafka.consumer.hold_back(U.topic, 4_999 - AHEAD_MS)
         assert await kafka.read() == []
-        kafka.consumer.hold_back(U.topic, 4_000)
+        kafka.consumer.hold_back(U.topic, 5_000 - AHEAD_MS)
         assert offsets(await kafka.read()) == [[3, 4, 5]]
 
     on_kafka(scenario)

@@ -269,7 +269,13 @@ def test_plots_without_matplotlib_are_refused_before_the_work(
 def test_it_stops_at_ctrl_c_without_a_word(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stream", "evaluate", str(tmp_path), "--data", "injected"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[3]) as process:
+
+    def heed_it() -> None:  # in the background of a shell it would be ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[3], preexec_fn=heed_it
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "evaluating injected (1 of 1)\n"
         process.send_signal(signal.SIGINT)
