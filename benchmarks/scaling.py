@@ -8,7 +8,6 @@ share caches, or are two threads of one, give less than twice as much.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def two_processes(events: int = 50_000, repeats: int = 5) -> float:
             ]
             for process in started:
                 process.wait()
-            return max(float(json.loads(file.read_text(encoding="utf-8"))["stages"]["total_us"]) for file in files)
+            return max(float(results.load(file)["stages"]["total_us"]) for file in files)
 
     one, other = CORES[0], CORES[-1]
     runs = [(stages(one), stages(other), stages(one, other)) for _ in range(repeats)]

@@ -24,17 +24,10 @@ def rounds(row: Ints) -> Iterator[Ints]:
     >>> [list(map(int, r)) for r in rounds(np.array([5, 3, 5, 5, 3]))]
     [[0, 1], [2, 4], [3]]
     """
-    n = len(row)
-    if n == 0:
+    if not len(row):
         return
     order = row.argsort(kind="stable")
-    begins = changes(row.take(order))
-    if begins.all():
-        yield np.arange(n)
-        return
-    rank = np.empty(n, np.int64)
-    rank[order] = _rank(begins)
-    yield from _by_rank(rank)
+    yield from _rounds(changes(row.take(order)), order)
 
 
 def ticks(ts: Floats, length_s: float) -> Ints:
@@ -68,8 +61,7 @@ class Segments:
 
     def rounds(self) -> Iterator[Ints]:
         """Yields arrays of segments; the k-th holds the k-th segment of every row."""
-        begins = changes(self.row)
-        return iter((np.arange(len(begins)),)) if begins.all() else _by_rank(_rank(begins))
+        return _rounds(changes(self.row))
 
     def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """(m, ...) sums per segment of (n, ...) integers."""
@@ -196,16 +188,26 @@ def changes(values: NDArray[np.integer]) -> Bools:
     return differs
 
 
-def _rank(begins: Bools) -> Ints:
-    """(n,) distance from the latest begin."""
+def rank(begins: Bools) -> Ints:
+    """(n,) distance from the latest begin; the first event is one.
+
+    >>> rank(np.array([True, False, False, True])).tolist()
+    [0, 1, 2, 0]
+    """
     number = np.arange(len(begins))
-    rank: Ints = number - np.maximum.accumulate(number * begins)
-    return rank
+    distance: Ints = number - np.maximum.accumulate(number * begins)
+    return distance
 
 
-def _by_rank(rank: Ints) -> Iterator[Ints]:
-    last = int(rank.max())
-    by_rank = np.argsort(rank, kind="stable")
-    edges = np.searchsorted(rank[by_rank], np.arange(last + 2))
+def _rounds(begins: Bools, order: Ints | None = None) -> Iterator[Ints]:
+    """Positions, of which the k-th lot lies k behind the latest begin; `order`: of each event, if not as they stand."""
+    if begins.all():  # as often
+        yield np.arange(len(begins))
+        return
+    distance = rank(begins)
+    if order is not None:
+        distance[order] = distance.copy()
+    by_rank = np.argsort(distance, kind="stable")
+    edges = np.searchsorted(distance[by_rank], np.arange(int(distance.max()) + 2))
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         yield by_rank[low:high]

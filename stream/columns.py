@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.rounds import changes, rank
 from detectors.types import Ints
 from stream.errors import PackedRecordError
 from stream.numeric import MAX_PARTITIONS, Numbers
@@ -38,11 +39,7 @@ def items(record: Ints) -> Ints:
     >>> items(np.array([7, 7, 3, 9])).tolist()
     [0, 1, 0, 0]
     """
-    n = np.arange(len(record))
-    begins = np.ones(len(record), bool)
-    np.not_equal(record[1:], record[:-1], out=begins[1:])
-    numbers: Ints = n - np.maximum.accumulate(np.where(begins, n, 0))
-    return numbers
+    return rank(changes(record))
 
 
 class Words(Sequence[str]):
@@ -354,7 +351,7 @@ class Columns:
         return cls(Texts.join([part.texts for part in parts]), Numbers.join([part.numbers for part in parts]))
 
 
-# As in BOUNDS.
+# As in `stream.numeric.BOUNDS`.
 _Source = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTITIONS)]
 _Moment = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 

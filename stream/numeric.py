@@ -110,7 +110,7 @@ class Numbers(Mapping[str, NDArray[Any]]):
     @classmethod
     def empty(cls) -> Numbers:
         """Those of no events."""
-        return cls([np.empty((len(names), 0), dtype) for dtype, names in _ROWS.items()])
+        return cls.of(dict.fromkeys(NUMBERS, ()))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         block, row = _PLACE[name]
@@ -164,7 +164,7 @@ class Numbers(Mapping[str, NDArray[Any]]):
         # Copies, because arrays from bytes are read-only and cannot be sorted in place.
         made = cls(
             [
-                np.frombuffer(raw, dtype).reshape(len(names), -1).copy() if raw else np.empty((len(names), 0), dtype)
+                np.frombuffer(raw, dtype).reshape(len(names), len(raw) // (len(names) * dtype.itemsize)).copy()
                 for (dtype, names), raw in zip(_ROWS.items(), blocks, strict=True)
             ]
         )

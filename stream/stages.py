@@ -250,7 +250,7 @@ class DetectStage:
         self._metrics = metrics or Metrics()
         # The graph sees a part of what watch sees: only one of them tells of rejects.
         self._tells_rejects = tuple(scopes) == WATCH
-        self._pause_s = 0.0 if self._tells_rejects else _ACROSS_AGENTS_S
+        self._pause_s = _ACROSS_AGENTS_S if Scope.ROOT in scopes else 0.0
         self.engine = Engine(settings, scopes, position_name(topics.usage))
         self._clock = clock
         self._sequencer: Sequencer[Any] = Sequencer(clock, settings.kafka.session_timeout_s + _TAKE_OVER_S)
