@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of = parser("", __doc__.splitlines()[0], "--events 300000 --repeats 1 --seconds 10 --parts throughput")
     options_of.prog = "python -m benchmarks"
     add_seconds(options_of)
-    options_of.add_argument("--repeats", type=int, default=3, help="of throughput and stages (default: %(default)s)")
+    options_of.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="of throughput and stages; pairs of checkpoints: twice as many (default: %(default)s)",
+    )
     options_of.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
     options_of.add_argument(
         "--parts",
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "throughput": [*events, *seconds, *repeats, *(["--only", *options.only] if options.only else [])],
         "latency": [],
         "scaling": [*events, *seconds],
-        "restore": repeats,
+        "restore": ["--repeats", str(2 * options.repeats)],
         "soak": [],
     }
     failed = []

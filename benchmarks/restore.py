@@ -1,9 +1,9 @@
 """Saved state on a real Kafka: what checkpoints cost, how long a restore takes, and how much comes again after kill -9.
 
-Cost: the same worker over the same events with checkpoints as they are by default and with next to none, in turn; by
-CPU time. Restore: a worker takes in an event of every agent and is killed with -9; another one starts. Then load
-comes, it is killed again, and what comes again is looked up: what the saved state does not hold, up to the end of
-the topics. That counts what was read but not worked on, too, so it is an upper bound.
+Cost: two workers over the same events at the same time, one with checkpoints as they are by default and one with next
+to none; by CPU time. Restore: a worker takes in an event of every agent and is killed with -9; another one starts.
+Then load comes, it is killed again, and what comes again is looked up: what the saved state does not hold, up to the
+end of the topics. That counts what was read but not worked on, too, so it is an upper bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,58 +138,96 @@ class Cost:
     checkpoints: float
 
 
-def _cost(broker: Broker, topic: str, events: int, checkpoint_s: float | None, tell: Callable[[float], None]) -> Cost:
-    group = kafka_broker.new_group()
-    state = {} if checkpoint_s is None else {"state": {"checkpoint_s": checkpoint_s}}
-    job = _job(broker, topic, group, **state)
-    job.make_topics()
-    first: list[tuple[float, float]] = []
-    found: dict[str, Any] = {}
-    with _worker(job) as worker:
+class _Running:
+    """A worker over a load, until it has worked it off."""
 
-        def worked_off() -> bool:
-            nonlocal found
-            found = worker.metrics()
-            taken = total(found, "burnfuse_events_taken", "burnfuse_events_taken_total")
-            if found and not first:  # imports and connections do not count
-                first.append((cpu_seconds(worker.process.pid), time.monotonic()))
-            tell(taken)
-            return taken >= events and total(found, "burnfuse_lag_records") <= _HEARTBEATS
+    def __init__(self, worker: Worker, events: int) -> None:
+        self.worker, self._events = worker, events
+        self._first: tuple[float, float] | None = None
+        self.taken = 0.0
+        self.cost: Cost | None = None
 
-        worker.until("all events worked on", worked_off)
-        cpu_s, seconds = cpu_seconds(worker.process.pid) - first[0][0], time.monotonic() - first[0][1]
-        os.kill(worker.process.pid, signal.SIGKILL)  # with nothing saved a clean stop would save all of it
-    broker.delete_prefix(group)
-    pieces = "burnfuse_checkpoint_piece_seconds"
-    return Cost(
-        cpu_s,
-        seconds,
-        total(found, pieces, f"{pieces}_sum"),
-        longest_piece_s(found.get(pieces, ())),
-        total(found, "burnfuse_checkpoint_bytes", "burnfuse_checkpoint_bytes_total") / 1e6,
-        total(found, "burnfuse_checkpoint_seconds", "burnfuse_checkpoint_seconds_count"),
-    )
+    def done(self) -> bool:
+        """Asks once whether all events have been worked on, and notes what that took."""
+        if self.cost is not None:
+            return True
+        self.worker.process.check()
+        found, pid = self.worker.metrics(), self.worker.process.pid
+        now = cpu_seconds(pid), time.monotonic()
+        if found and self._first is None:  # imports and connections do not count
+            self._first = now
+        self.taken = total(found, "burnfuse_events_taken", "burnfuse_events_taken_total")
+        if self._first is None or self.taken < self._events or total(found, "burnfuse_lag_records") > _HEARTBEATS:
+            return False
+        pieces = "burnfuse_checkpoint_piece_seconds"
+        self.cost = Cost(
+            now[0] - self._first[0],
+            now[1] - self._first[1],
+            total(found, pieces, f"{pieces}_sum"),
+            longest_piece_s(found.get(pieces, ())),
+            total(found, "burnfuse_checkpoint_bytes", "burnfuse_checkpoint_bytes_total") / 1e6,
+            total(found, "burnfuse_checkpoint_seconds", "burnfuse_checkpoint_seconds_count"),
+        )
+        return True
+
+
+def _pair(
+    broker: Broker, topic: str, events: int, cores: Sequence[int], tell: Callable[[float], None]
+) -> tuple[Cost, Cost]:
+    """A worker with checkpoints as they are by default and one with next to none, at the same time."""
+    groups = [kafka_broker.new_group() for _ in cores]
+    with ExitStack() as stack:
+        runs = []
+        for group, core, state in zip(groups, cores, ({}, {"state": {"checkpoint_s": _RARELY_S}}), strict=True):
+            job = msgspec.structs.replace(_job(broker, topic, group, **state), core=core)
+            job.make_topics()
+            runs.append(_Running(stack.enter_context(_worker(job)), events))
+
+        def both() -> bool:
+            done = [run.done() for run in runs]
+            tell(min(run.taken for run in runs))
+            return all(done)
+
+        runs[0].worker.until("all events worked on", both)
+        for run in runs:
+            os.kill(run.worker.process.pid, signal.SIGKILL)  # with nothing saved a clean stop would save all of it
+    for group in groups:
+        broker.delete_prefix(group)
+    first, second = (run.cost for run in runs)
+    assert first is not None
+    assert second is not None
+    return first, second
 
 
 def cost(broker: Broker, loads: Mapping[str, Load], repeats: int) -> results.Figures:
-    """What checkpoints take of a worker's CPU time, by load."""
+    """What checkpoints take of a worker's CPU time, by load.
+
+    With and without at the same time, on cores that they swap from one pair to the next: the machine's speed changes
+    by more within minutes than checkpoints cost.
+    """
     figures: results.Figures = {}
     for kind, load in loads.items():
         with progress(f"preloading, {kind}", load.events) as tell:
             topic = broker.preload(load, False, tell)
         runs: dict[str, list[Cost]] = {"default": [], "rare": []}
-        for _ in range(repeats):
-            for how, every_s in (("default", None), ("rare", _RARELY_S)):
-                with progress(f"{kind}, checkpoints: {how}", load.events) as tell:
-                    runs[how].append(_cost(broker, topic, load.events, every_s, tell))
-                done = runs[how][-1]
-                say(f"{kind}, {how}: {done.cpu_s:.1f} s of CPU, {done.making_s:.2f} s making {done.written_mb:,.0f} MB")
-        with_, without = (statistics.median(run.cpu_s for run in runs[how]) for how in ("default", "rare"))
+        for number in range(repeats):
+            cores = (CORES[0], CORES[-1])[:: -1 if number % 2 else 1]
+            with progress(f"{kind}, with checkpoints and without", load.events) as tell:
+                with_, without = _pair(broker, topic, load.events, cores, tell)
+            runs["default"].append(with_)
+            runs["rare"].append(without)
+            say(
+                f"{kind}: {with_.cpu_s:.1f} s of CPU with checkpoints, {with_.making_s:.2f} s making "
+                f"{with_.written_mb:,.0f} MB; {without.cpu_s:.1f} s with next to none"
+            )
+        with_s, without_s = (statistics.median(run.cpu_s for run in runs[how]) for how in ("default", "rare"))
+        # As many pairs on the one core as on the other: the mean of both cores' medians.
+        pairs = [1 - b.cpu_s / a.cpu_s for a, b in zip(runs["default"], runs["rare"], strict=True)]
         figures[kind] = {
             "events": load.events,
             "agents": load.agents,
-            "cpu_s_per_million": {"default": with_ / load.events * 1e6, "rare": without / load.events * 1e6},
-            "share": 1 - without / with_,
+            "cpu_s_per_million": {"default": with_s / load.events * 1e6, "rare": without_s / load.events * 1e6},
+            "share": statistics.fmean(statistics.median(some) for some in (pairs[::2], pairs[1::2]) if some),
             "making_share": statistics.median(run.making_s / run.cpu_s for run in runs["default"]),
             "longest_piece_s": max(run.longest_s for run in runs["default"]),
             "bytes_per_event": statistics.median(run.written_mb for run in runs["default"]) * 1e6 / load.events,
@@ -395,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = "--agents 20000 --events 100000 --repeats 1 --kills 1 --rate 2000"
     options_of = parser("restore", __doc__.splitlines()[0], about, events=500_000)
     options_of.add_argument("--agents", type=int, default=1_000_000, help="to restore (default: %(default)s)")
-    options_of.add_argument("--repeats", type=int, default=2, help="of the cost (default: %(default)s)")
+    options_of.add_argument("--repeats", type=int, default=6, help="pairs, of the cost (default: %(default)s)")
     options_of.add_argument("--kills", type=int, default=2, help="under load (default: %(default)s)")
     options_of.add_argument("--rate", type=float, default=5000.0, help="events/s then (default: %(default)s)")
     options_of.add_argument("--parts", nargs="+", choices=("cost", "restore"), default=("cost", "restore"))
