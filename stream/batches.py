@@ -25,6 +25,9 @@ _ON_THEIR_WAY = 2
 """Batches whose messages Kafka has yet to confirm while another one is computed: with one, ingest stands still while a
 broker writes."""
 
+_AHEAD_MS = 2000
+"""Nothing is read before it was logged, but clocks of different machines differ by a little."""
+
 Ending: TypeAlias = Callable[[], Awaitable[None]]
 """The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
 
@@ -173,18 +176,26 @@ async def one_by_one(endings: Iterable[Ending]) -> None:
         await ending()
 
 
-def record_of(raw: Any) -> Record:
-    """A record as ingest takes it, from what aiokafka has read."""
-    if not raw.headers:
-        return Record(raw.value, raw.partition, raw.offset, raw.timestamp)
-    return Record(
-        value=raw.value,
-        source=raw.partition,
-        position=raw.offset,
-        log_ms=raw.timestamp,
-        sequence=sequence_of(raw.headers),
-        replayed=replayed(raw.headers),
-    )
+def records_of(raws: Iterable[Any], now_ms: int) -> list[Record]:
+    """Records as ingest takes them, from what aiokafka has read by this moment, ms since 1970.
+
+    Where Kafka keeps what producers say, a clock that is hours ahead would have an event wait for its turn for hours,
+    and with it all that is committed.
+    """
+    latest = now_ms + _AHEAD_MS
+    return [
+        Record(raw.value, raw.partition, raw.offset, raw.timestamp)
+        if -1 <= raw.timestamp <= latest and not raw.headers
+        else Record(
+            value=raw.value,
+            source=raw.partition,
+            position=raw.offset,
+            log_ms=max(-1, min(raw.timestamp, latest)),
+            sequence=sequence_of(raw.headers),
+            replayed=replayed(raw.headers),
+        )
+        for raw in raws
+    ]
 
 
 def sequence_of(headers: Sequence[tuple[str, bytes | None]] | None) -> int:

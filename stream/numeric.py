@@ -72,7 +72,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "source": (0, MAX_PARTITIONS - 1),
     "position": (0, (1 << 43) - 1),  # with the item below it, it fits into 64 bits; see `stream.sequencer`
     "item": (0, (1 << 20) - 1),
-    "log_ms": (-1, (1 << 63) - 1),  # what producers say, or -1
+    "log_ms": (-1, 1000 * LAST_SECOND),  # -1 where Kafka does not say; `stream.sequencer` counts far beyond
     "sequence": (0, (1 << 63) - 1),
 }
 """What ingest makes lies within. A damaged number must not get as far as the detectors: whichever fails on it is

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.errors import KafkaError
 from event_loop import turn
 
-from stream.batches import _ON_THEIR_WAY, Ending, Hands, nothing, take_batches, taken
+from stream.batches import _AHEAD_MS, _ON_THEIR_WAY, Ending, Hands, nothing, records_of, take_batches, taken
 
 
 class App:
@@ -209,3 +209,21 @@ def test_an_error_in_a_stream_is_left_to_its_iterator() -> None:
 
     assert batches_of(stream, 100, come) == [[1], [2]]
     assert not stream.tracked
+
+
+@pytest.mark.parametrize("headers", [(), (("other", b"x"),)])
+@pytest.mark.parametrize(
+    ("says", "counts"),
+    [
+        (5_000, 5_000),
+        (-1, -1),  # Kafka does not know
+        (10_000 + _AHEAD_MS, 10_000 + _AHEAD_MS),
+        (10_000 + _AHEAD_MS + 1, 10_000 + _AHEAD_MS),
+        ((1 << 63) - 1, 10_000 + _AHEAD_MS),
+        (-(1 << 63), -1),
+    ],
+)
+def test_nothing_was_logged_after_it_was_read(headers: Any, says: int, counts: int) -> None:
+    raw = SimpleNamespace(value=b"{}", partition=3, offset=7, timestamp=says, headers=headers)
+    (record,) = records_of([raw], now_ms=10_000)
+    assert (record.value, record.source, record.position, record.log_ms) == (b"{}", 3, 7, counts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from stream.batches import records_of
 from stream.clock import ManualClock
 from stream.engine import WATCH
 from stream.ingest.ingest import Record
@@ -83,3 +85,22 @@ def test_events_logged_after_a_jump_are_judged_all_the_same(jump: float) -> None
     value = stage._metrics.registry.get_sample_value
     assert value("burnfuse_events_taken_total") == 20
     assert value("burnfuse_events_rejected_total", {"reason": "bad_time"}) == 0
+
+
+def test_a_producer_whose_clock_is_a_day_ahead_holds_nothing_back() -> None:
+    clock = Jumping(BEGIN_S)
+    ingest = IngestStage(TOPICS, make_ingest(SETTINGS, position_name(TOPICS.usage), clock, None), inputs=1, outputs=1)
+    stage = DetectStage(SETTINGS, TOPICS, WATCH, "bf.events/0", clock)
+    for n in range(6):
+        logged_s = clock.now() + (86_400.0 if n == 2 else 0.0)
+        event = {"agent_id": "a", "ts": clock.now(), "event_id": f"e{n}"}
+        raw = SimpleNamespace(
+            value=json.dumps(event).encode(), partition=0, offset=n, timestamp=int(logged_s * 1000), headers=()
+        )
+        for message in ingest.process(records_of([raw], int(clock.now() * 1000))):
+            stage.add(message.value, message)
+        stage.step()
+        clock.advance(1.0)
+    # All but the latest: it may have company in its millisecond.
+    assert stage.waiting == 1
+    assert stage.first == stage.end - 1
