@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import mmap
 import pkgutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +97,8 @@ class Table:
 
     def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
         self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
+        self._room: dict[str, NDArray[Any]] = {}
+        # Views of the rows that exist.
         self._columns: dict[str, NDArray[Any]] = {}
         # By their bits, for a blank may be NaN, and -0.0 is not 0.0.
         self._blank_bits = {
@@ -137,17 +141,23 @@ class Table:
             column[:, i][rows] = values[:, i]
 
     def reserve(self, rows: int) -> None:
-        """Makes sure that rows 0 .. rows - 1 exist; grows by half at least (large tables by a quarter), so growth
-        stays cheap."""
+        """Makes sure that rows 0 .. rows - 1 exist; a few more come to exist with them, so growth stays cheap.
+
+        There is room for half as many again at least, but what was never written takes no memory.
+        """
         if rows <= self._rows:
             return
         size = _grown(self._rows, rows)
         for name, (dtype, blank, width) in self._fields.items():
-            column = np.empty((size, width) if width else size, dtype)
-            if self._rows:
-                column[: self._rows] = self._columns[name]
-            column[self._rows :] = blank
-            self._columns[name] = column
+            room = self._room.get(name)
+            if room is None or size > len(room):
+                most = _room(self._rows, size)
+                room = _space(most * max(1, width), dtype).reshape((most, width) if width else most)
+                if self._rows:
+                    room[: self._rows] = self._columns[name]
+                self._room[name] = room
+            room[self._rows : size] = blank
+            self._columns[name] = room[:size]
         self._rows = size
 
     def clear(self, rows: Ints) -> None:
@@ -220,7 +230,7 @@ class Records(Table):
         # As bytes without a type numpy copies records in one piece, not field by field.
         self._piece = np.dtype((np.void, self._record.itemsize))
         self._blank = blank.view(self._piece)
-        self._pieces = np.empty(0, self._piece)
+        self._all = self._pieces = np.empty(0, self._piece)
         super().__init__(fields)
 
     @property
@@ -242,11 +252,13 @@ class Records(Table):
     def reserve(self, rows: int) -> None:
         if rows <= self._rows:
             return
-        pieces = np.empty(_grown(self._rows, rows), self._piece)
-        pieces[: self._rows] = self._pieces
-        pieces[self._rows :] = self._blank
-        self._pieces, self._rows = pieces, len(pieces)
-        whole = pieces.view(self._record)
+        size = _grown(self._rows, rows)
+        if size > len(self._all):
+            self._all = _space(_room(self._rows, size), self._piece)
+            self._all[: self._rows] = self._pieces
+        self._all[self._rows : size] = self._blank
+        self._pieces, self._rows = self._all[:size], size
+        whole = self._pieces.view(self._record)
         self._columns = {name: whole[name] for name in self._fields}
 
     def clear(self, rows: Ints) -> None:
@@ -295,7 +307,7 @@ class Sparse(Table):
 
     def reserve(self, rows: int) -> None:
         if rows > (before := len(self._place)):
-            place = np.full(_grown(before, rows), -1, np.int32)
+            place = np.full(_room(before, rows), -1, np.int32)
             place[:before] = self._place
             self._place = place
 
@@ -330,15 +342,36 @@ class Sparse(Table):
         super().write(places, {name: value for name, value in columns.items() if name != _USED})
 
 
+_APART_BYTES = 1 << 18
+_HUGE_BYTES = 1 << 22
+"""From here on memory in pages of 2 MiB, as numpy has it by itself: rows are read in no order."""
+
 _USED = "in use"
 """What a page of a `Sparse` table holds beside its fields: which of the rows are in use."""
 
-_LARGE = 1 << 16
-
 
 def _grown(before: int, rows: int) -> int:
-    """How many rows to make room for when so many are asked for."""
-    return max(rows, before + before // (4 if before >= _LARGE else 2))
+    """How many rows are to exist when so many are asked for."""
+    return max(rows, before + before // 32 + 16)
+
+
+def _room(before: int, rows: int) -> int:
+    """How many rows to have room for."""
+    return max(rows, before + before // 2)
+
+
+def _space(n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """(n,) of whatever there is.
+
+    Large ones lie apart from the heap: there, room that is not yet in use is often memory that once was, and what
+    smaller ones leave behind is not given back.
+    """
+    if (nbytes := n * dtype.itemsize) < _APART_BYTES:
+        return np.empty(n, dtype)
+    apart = mmap.mmap(-1, nbytes)
+    if nbytes >= _HUGE_BYTES and sys.platform == "linux":
+        apart.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(apart, dtype)
 
 
 # ----------------------------------------------------------------------------------- alert pacing

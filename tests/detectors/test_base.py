@@ -70,13 +70,32 @@ def test_small_vectors_are_taken_and_put_row_by_row() -> None:
     assert some.take("recent", rows).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_rows_grow_by_half_at_least() -> None:
+def test_few_more_rows_exist_than_were_asked_for() -> None:
     grown = table()
-    before = grown.rows
-    grown.reserve(before + 1)
-    assert grown.rows == before + before // 2
+    grown.reserve(17)
+    assert grown.rows == 32
     grown.reserve(3)
-    assert grown.rows == before + before // 2
+    assert grown.rows == 32
+    grown.reserve(100_000)
+    grown.reserve(100_001)
+    assert 100_001 <= grown.rows <= 104_000
+    assert grown.nbytes == grown.rows * (4 + 3 * 8)
+
+
+@pytest.mark.parametrize("kind", [Table, Records])
+@pytest.mark.parametrize("step", [7, 9_000, 150_000])
+def test_however_a_table_grows_what_it_held_stays_and_the_rest_is_blank(kind: type[Table], step: int) -> None:
+    grown = kind({"count": (np.int32, 7), "recent": (np.uint64, 0, 3)})
+    rows = np.arange(0)
+    for size in range(step, 40 * step if step < 10_000 else 4 * step, step):
+        grown.reserve(size)
+        fresh = np.arange(len(rows), size)
+        assert (grown["count"][fresh] == 7).all()
+        assert not grown["recent"][fresh].any()
+        grown["count"][fresh], grown["recent"][fresh] = fresh, fresh[:, None]
+        rows = np.arange(size)
+        assert (grown["count"][rows] == rows).all()
+        assert (grown["recent"][rows] == rows[:, None]).all()
 
 
 def test_cleared_rows_are_blank_and_the_others_are_kept() -> None:
@@ -190,7 +209,7 @@ def test_a_sparse_table_is_as_large_as_the_most_rows_in_use(steps: list[tuple[st
         assert np.flatnonzero(places >= 0).tolist() == sorted(held)
         assert len(set(places[places >= 0].tolist())) == len(held)
         assert some["count"][places[sorted(held)]].tolist() == [held[row] for row in sorted(held)]
-    assert len(some["count"]) <= 1.5 * most + 1
+    assert len(some["count"]) <= most + most // 32 + 16
     every = np.arange(61)
     page, other = some.dump(every), Sparse(FIELDS)
     other.write(every, other.decode(61, page))
