@@ -231,7 +231,7 @@ class Ingest:
         result_hash = [e.result_hash or "" for e in events]
         failed = np.fromiter([e.status == "error" for e in events], bool, n)
         failures = np.flatnonzero(failed)
-        tools, models = Distinct.of(tool), Distinct.of([e.model for e in events])
+        tools, models, groups = Distinct.of(tool), Distinct.of([e.model for e in events]), self._groups(events)
         words, hashes = self._hasher.columns(
             [
                 # The text columns, in their order; then what only a hash is kept of.
@@ -249,7 +249,7 @@ class Ingest:
                 ("round", [e.round_id or "" for e in events]),
                 ("error", [error_class(events[i]) for i in failures.tolist()]),
                 ("model", [model or "" for model in models.values]),
-                ("group", self._groups(events)),
+                ("group", groups.values),
             ]
         )
         event, agent, run, root, _, receiver, _, tool_id, args, result, target, round_, error, model, group = hashes
@@ -281,7 +281,7 @@ class Ingest:
             "sender": agent,
             "receiver": receiver,
             "model": models.all(model),
-            "group": group,
+            "group": groups.all(group),
             "input": used.input,
             "cached": used.cached,
             "output": used.output,
@@ -311,11 +311,12 @@ class Ingest:
             empty[i] = bool(result_hash[i]) and is_empty(events[i].result, result_hash[i])
         return empty
 
-    def _groups(self, events: Sequence[UsageEvent]) -> list[str]:
+    def _groups(self, events: Sequence[UsageEvent]) -> Distinct[str]:
         """What makes a group, "" where nothing of it is known."""
         columns = [[getattr(e, name) or "" for e in events] for name in self._settings.group_by]
-        names = list(map(_SEPARATOR.join, zip(*columns, strict=True))) if columns else [""] * len(events)
-        return [name.strip(_SEPARATOR) and name for name in names]
+        known = Distinct.of(list(zip(*columns, strict=True)) if columns else [()] * len(events))
+        names = map(_SEPARATOR.join, known.values)
+        return Distinct([name.strip(_SEPARATOR) and name for name in names], known.number)
 
     def _tool_kinds(self, events: Sequence[UsageEvent], tools: Distinct[str], sent: Sequence[int]) -> Ints:
         """(n,) kinds of tools; where there are arguments, these count, too."""
