@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
@@ -366,11 +367,14 @@ def _space(n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     Large ones lie apart from the heap: there, room that is not yet in use is often memory that once was, and what
     smaller ones leave behind is not given back.
     """
-    if (nbytes := n * dtype.itemsize) < _APART_BYTES:
+    nbytes = n * dtype.itemsize
+    if nbytes < _APART_BYTES or sys.platform == "win32":
         return np.empty(n, dtype)
-    apart = mmap.mmap(-1, nbytes)
+    # Shared, as it would be by default, it has no huge pages, and a child process would write into it.
+    apart = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= _HUGE_BYTES and sys.platform == "linux":
-        apart.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel that knows none
+            apart.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(apart, dtype)
 
 
