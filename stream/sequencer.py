@@ -184,10 +184,18 @@ class Sequencer(Generic[Token]):
         # While anything waits the limit never falls, or it would not tell what has been given out: a partition
         # that was silent for long may come back with earlier events.
         limit = max(self._limit, self.passed_ms)
-        due = [part.columns.numbers["log_ms"] < limit for part in self._parts]
-        chosen = [p.columns.take(d) if not d.all() else p.columns for p, d in zip(self._parts, due, strict=True)]
-        done += [part.token for part, d in zip(self._parts, due, strict=True) if d.all()]
-        self._parts = [_left(part, ~d) for part, d in zip(self._parts, due, strict=True) if not d.all()]
+        chosen, left = [], []
+        for part in self._parts:
+            due = part.columns.numbers["log_ms"] < limit
+            if due.all():
+                chosen.append(part.columns)
+                done.append(part.token)
+            elif due.any():
+                chosen.append(part.columns.take(due))
+                left.append(_left(part, ~due))
+            else:  # as most, where much waits
+                left.append(part)
+        self._parts = left
         self._limit = limit if self._parts else -_FAR
         columns = Columns.join([c for c in chosen if len(c)])
         marks = self._parts[0].marks if self._parts else self._marks
