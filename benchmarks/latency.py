@@ -264,13 +264,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options_of = parser("latency", __doc__.splitlines()[0], "--seconds 30 --rate 5000", events=None)
     add_seconds(options_of, 60.0)
     options_of.add_argument("--rate", type=float, help="events/s (default: half of what throughput measured)")
-    options_of.add_argument("--only", choices=("burnfuse", "burnfuse-keyed"), default="burnfuse")
+    options_of.add_argument("--only", nargs="+", choices=results.LATENCIES, default=list(results.LATENCIES))
     options = options_of.parse_args(arguments)
-    rate = options.rate or measured_rate(options.json, options.only) / 2
-    figures = run(rate, options.seconds, options.only)
-    results.save(options.json, "latency", figures)
-    sys.stdout.write(results.text_table(results.LATENCY_HEAD, results.latency_rows(figures)) + "\n")
-    say(f"{figures['rate_sent']:,.0f} events/s for {figures['seconds']:.0f} s; figures: {options.json}")
+    for name in options.only:
+        rate = options.rate or measured_rate(options.json, name) / 2
+        figures = run(rate, options.seconds, name)
+        part, label = results.LATENCIES[name]
+        results.save(options.json, part, figures)
+        sys.stdout.write(results.text_table(results.LATENCY_HEAD, results.latency_rows(figures)) + "\n")
+        say(f"{label}: {figures['rate_sent']:,.0f} events/s for {figures['seconds']:.0f} s; figures: {options.json}")
 
 
 if __name__ == "__main__":

@@ -208,6 +208,9 @@ def throughput_rows(contenders: Mapping[str, Figures]) -> list[tuple[str, ...]]:
     ]
 
 
+LATENCIES = {"burnfuse": ("latency", "with any key"), "burnfuse-keyed": ("latency_keyed", "keyed by agent")}
+"""Contender -> the part of the figures that holds its latency, and what its input is like."""
+
 LATENCY_HEAD = ("from Kafka to", "n", "p50 ms", "p99 ms", "most ms")
 
 
