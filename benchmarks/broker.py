@@ -17,7 +17,7 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from benchmarks import load as load_module
-from benchmarks.load import Load, chunks
+from benchmarks.load import Load, Usage, chunks
 from benchmarks.processes import CORES, child_named, cpu_seconds
 from tests import kafka_broker
 
@@ -144,8 +144,7 @@ class Broker:
         sent = 0
         for chunk in chunks(load):
             for i, usage in enumerate(chunk, sent):
-                key = usage.agent if keyed else None
-                place = (zlib.crc32(usage.agent.encode()) if keyed else i) % PARTITIONS
+                key, place = placed(usage, i, keyed)
                 while True:
                     try:
                         producer.produce(topic, usage.value, key, place)
@@ -174,6 +173,13 @@ def _answered(ask: Callable[[], T]) -> T:
 def new_group() -> str:
     """A consumer group for one measurement; its topics begin with its name."""
     return f"{_PASSING}{uuid.uuid4().hex[:12]}"
+
+
+def placed(usage: Usage, number: int, keyed: bool) -> tuple[str | None, int]:
+    """Key and partition of an event of this number: by its agent, or none, and all partitions in turn."""
+    if keyed:
+        return usage.agent, zlib.crc32(usage.agent.encode()) % PARTITIONS
+    return None, number % PARTITIONS
 
 
 def topic_name(load: Load, keyed: bool) -> str:
