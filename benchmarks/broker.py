@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from benchmarks import load as load_module
-from benchmarks.load import Load, chunks
+from benchmarks.load import Load, Usage, chunks
 from benchmarks.processes import CORES, child_named, cpu_seconds
 from tests import kafka_broker
 
@@ -144,8 +144,7 @@ class Broker:
         sent = 0
         for chunk in chunks(load):
             for i, usage in enumerate(chunk, sent):
-                key = usage.agent if keyed else None
-                place = (zlib.crc32(usage.agent.encode()) if keyed else i) % PARTITIONS
+                key, place = placed(usage, i, keyed)
                 while True:
                     try:
                         producer.produce(topic, usage.value, key, place)
@@ -176,6 +175,13 @@ def new_group() -> str:
     return f"{_PASSING}{uuid.uuid4().hex[:12]}"
 
 
+def placed(usage: Usage, number: int, keyed: bool) -> tuple[str | None, int]:
+    """Key and partition of an event of this number: by its agent, or none, and all partitions in turn."""
+    if keyed:
+        return usage.agent, zlib.crc32(usage.agent.encode()) % PARTITIONS
+    return None, number % PARTITIONS
+
+
 def topic_name(load: Load, keyed: bool) -> str:
     """Tells all that decides what is on the topic."""
     figures = hashlib.sha256(repr(astuple(load)).encode()).hexdigest()[:8]
@@ -184,6 +190,23 @@ def topic_name(load: Load, keyed: bool) -> str:
 
 def _generator() -> str:
     return hashlib.sha256(Path(load_module.__file__).read_bytes()).hexdigest()[:8]
+
+
+@contextmanager
+def on_all_cores(broker: Broker) -> Iterator[None]:
+    """The broker, and whoever watches, are where there is room: for measurements that leave them no core."""
+    _keep(broker.pid, CORES)
+    try:
+        yield
+    finally:
+        _keep(broker.pid, CORES[-1:])
+
+
+def _keep(broker: int, cores: Sequence[int]) -> None:
+    os.sched_setaffinity(0, cores)
+    for thread in Path(f"/proc/{broker}/task").iterdir():
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextmanager

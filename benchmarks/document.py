@@ -37,9 +37,19 @@ def _throughput(figures: Figures) -> str:
 
 
 def _latency(figures: Figures) -> str:
-    found = figures["latency"]
-    head = f"{found['rate_sent']:,.0f} events per second for {found['seconds']:.0f} s, {found['loops']} loops.\n\n"
-    return head + table(results.LATENCY_HEAD, results.latency_rows(found))
+    parts = []
+    for part, label in results.LATENCIES.values():
+        if part not in figures:
+            continue
+        found = figures[part]
+        rate, seconds, loops = f"{found['rate_sent']:,.0f}", f"{found['seconds']:.0f}", found["loops"]
+        parts.append(
+            f"Input {label}: {rate} events per second for {seconds} s, {loops} loops:\n\n"
+            + table(results.LATENCY_HEAD, results.latency_rows(found))
+        )
+    if not parts:
+        raise KeyError("latency")
+    return "\n".join(parts)
 
 
 def _stages(figures: Figures) -> str:

@@ -159,9 +159,11 @@ def under_load(
             Arrivals(broker.address, f"{group}.incidents") as incidents,
         ):
             began = time.monotonic()
-            answer = _send(
-                broker, topic, load, worker, lambda: look(Moment(time.monotonic() - began, worker, lag)), seconds
-            )
+
+            def look_now() -> None:
+                look(Moment(time.monotonic() - began, worker, lag))
+
+            answer = _send(broker, topic, load, CONTENDERS[name].keyed, worker, look_now, seconds)
             started = time.time() - answer.seconds
             deadline = time.monotonic() + _CATCH_UP_S
             while behind(read) > _HEARTBEATS and time.monotonic() < deadline:
@@ -180,19 +182,19 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
 
 
 @contextmanager
-def _order(broker: Broker, topic: str, load: Load) -> Iterator[tuple[list[str], Path]]:
+def _order(broker: Broker, topic: str, load: Load, keyed: bool) -> Iterator[tuple[list[str], Path]]:
     """The command that sends the load, and the file that will hold its answer."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "answer.json")
-        order = pace.Order(broker.address, topic, kafka_broker.PARTITIONS, load, CORES[-1], os.getpid(), str(out))
+        order = pace.Order(broker.address, topic, load, CORES[-1], os.getpid(), str(out), keyed)
         yield [sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(order).decode()], out
 
 
 def _send(
-    broker: Broker, topic: str, load: Load, worker: Process, look: Callable[[], None], seconds: float
+    broker: Broker, topic: str, load: Load, keyed: bool, worker: Process, look: Callable[[], None], seconds: float
 ) -> pace.Answer:
     with (
-        _order(broker, topic, load) as (sending, out),
+        _order(broker, topic, load, keyed) as (sending, out),
         progress(f"{load.rate:,.0f} events/s, {seconds:.0f} s", load.events) as tell,
         running(sending) as sender,
     ):
@@ -264,13 +266,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options_of = parser("latency", __doc__.splitlines()[0], "--seconds 30 --rate 5000", events=None)
     add_seconds(options_of, 60.0)
     options_of.add_argument("--rate", type=float, help="events/s (default: half of what throughput measured)")
-    options_of.add_argument("--only", choices=("burnfuse", "burnfuse-keyed"), default="burnfuse")
+    options_of.add_argument("--only", nargs="+", choices=results.LATENCIES, default=list(results.LATENCIES))
     options = options_of.parse_args(arguments)
-    rate = options.rate or measured_rate(options.json, options.only) / 2
-    figures = run(rate, options.seconds, options.only)
-    results.save(options.json, "latency", figures)
-    sys.stdout.write(results.text_table(results.LATENCY_HEAD, results.latency_rows(figures)) + "\n")
-    say(f"{figures['rate_sent']:,.0f} events/s for {figures['seconds']:.0f} s; figures: {options.json}")
+    for name in options.only:
+        rate = options.rate or measured_rate(options.json, name) / 2
+        figures = run(rate, options.seconds, name)
+        part, label = results.LATENCIES[name]
+        results.save(options.json, part, figures)
+        sys.stdout.write(results.text_table(results.LATENCY_HEAD, results.latency_rows(figures)) + "\n")
+        say(f"{label}: {figures['rate_sent']:,.0f} events/s for {figures['seconds']:.0f} s; figures: {options.json}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ written down, because findings are measured from them. Events are made by anothe
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import sys
@@ -19,6 +18,7 @@ import msgspec
 import numpy as np
 from confluent_kafka import Producer
 
+from benchmarks.broker import placed
 from benchmarks.load import CHUNK, Load, chunks, loops
 from benchmarks.processes import settle
 
@@ -33,16 +33,17 @@ class Order(msgspec.Struct, frozen=True):
 
     Attributes:
         load: Its start is when the first event is sent, s since 1970.
+        keyed: Records are keyed by agent; see `benchmarks.broker.placed`.
         out: File that takes the answer.
     """
 
     broker: str
     topic: str
-    partitions: int
     load: Load
     core: int
     parent: int
     out: str
+    keyed: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -62,19 +63,19 @@ def run(order: Order) -> Answer:
     load = order.load
     sent_ms: dict[int, int] = {}
     producer = Producer({"bootstrap.servers": order.broker, "linger.ms": 5, "enable.idempotence": True, "log_level": 0})
-    places = itertools.cycle(range(order.partitions))
-    values = _made(load)
+    records = _made(order)
     # Making the first events may have taken longer than thought: nothing is sent in a burst for that.
     start = max(load.start, time.time() + _FIRST_S)
     sent = 0
-    for chunk in values:
+    for chunk in records:
         planted = set((sent + np.flatnonzero(loops(load, np.arange(sent, sent + len(chunk))) >= 0)).tolist())
         end, low = sent + len(chunk), sent
         while sent < end:
             due = min(end, int((time.time() - start) * load.rate))
             for i in range(sent, due):
                 now_ms = round(time.time() * 1000)
-                producer.produce(order.topic, chunk[i - low], None, next(places), timestamp=now_ms)
+                value, key, place = chunk[i - low]
+                producer.produce(order.topic, value, key, place, timestamp=now_ms)
                 if i in planted:
                     sent_ms[i] = now_ms
             sent = max(sent, due)
@@ -83,24 +84,25 @@ def run(order: Order) -> Answer:
     return Answer(sent_ms, time.time() - start)
 
 
-def _made(load: Load) -> Iterator[list[bytes]]:
-    """All events in chunks; when this returns the first ones, several more are made already."""
+def _made(order: Order) -> Iterator[list[tuple[bytes, str | None, int]]]:
+    """All events in chunks, with their keys and partitions; several chunks are made ahead."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue(_AHEAD)
-    maker = context.Process(target=_make, args=(load, queue, os.getpid(), min(os.sched_getaffinity(0))), daemon=True)
+    maker = context.Process(target=_make, args=(order, queue, os.getpid(), min(os.sched_getaffinity(0))), daemon=True)
     maker.start()
-    while queue.qsize() < min(_AHEAD, -(-load.events // CHUNK)):
+    while queue.qsize() < min(_AHEAD, -(-order.load.events // CHUNK)):
         if not maker.is_alive():
             raise RuntimeError("the process that makes the events has ended")
         time.sleep(0.05)
     return iter(queue.get, None)
 
 
-def _make(load: Load, queue: Any, parent: int, core: int) -> None:
+def _make(order: Order, queue: Any, parent: int, core: int) -> None:
     settle(core, parent)
     os.nice(5)  # sending goes first
-    for chunk in chunks(load):
-        queue.put([usage.value for usage in chunk])
+    for number, chunk in enumerate(chunks(order.load)):
+        first = number * CHUNK
+        queue.put([(usage.value, *placed(usage, first + i, order.keyed)) for i, usage in enumerate(chunk)])
     queue.put(None)
 
 

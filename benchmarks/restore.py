@@ -329,7 +329,7 @@ class Looker:
 def _sending(broker: Broker, topic: str, load: Load) -> Iterator[Process]:
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder, "answer.json"))
-        order = pace.Order(broker.address, topic, PARTITIONS, load, CORES[-1], os.getpid(), out)
+        order = pace.Order(broker.address, topic, load, CORES[-1], os.getpid(), out)
         with running([sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(order).decode()]) as sender:
             yield sender
             os.kill(sender.pid, signal.SIGKILL)

@@ -208,6 +208,9 @@ def throughput_rows(contenders: Mapping[str, Figures]) -> list[tuple[str, ...]]:
     ]
 
 
+LATENCIES = {"burnfuse": ("latency", "with any key"), "burnfuse-keyed": ("latency_keyed", "keyed by agent")}
+"""Contender -> the part of the figures that holds its latency, and what its input is like."""
+
 LATENCY_HEAD = ("from Kafka to", "n", "p50 ms", "p99 ms", "most ms")
 
 
@@ -226,8 +229,9 @@ SCALING_HEAD = ("what", "events/s", "CPU s per million", "peak MB", "broker core
 
 def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
     """One row per number of agents and of workers."""
-    named = [(f"{int(count):,} agents", run) for count, run in figures["agents"].items()]
-    named += [(f"{count} worker{'s' if count != '1' else ''}", run) for count, run in figures["workers"].items()]
+    named = [(f"{int(count):,} agents", run) for count, run in figures.get("agents", {}).items()]
+    workers = figures.get("workers", {})
+    named += [(f"{count} worker{'s' if count != '1' else ''}", run) for count, run in workers.items()]
     rows: list[tuple[str, ...]] = [
         (
             what,
@@ -238,8 +242,10 @@ def scaling_rows(figures: Figures) -> list[tuple[str, ...]]:
         )
         for what, run in named
     ]
-    ratio = f"{figures['two_processes_ratio']:.2f} times one"
-    return [*rows, ("2 processes that share nothing, without Kafka", ratio, "", "", "")]
+    if "two_processes_ratio" in figures:
+        ratio = f"{figures['two_processes_ratio']:.2f} times one"
+        rows.append(("2 processes that share nothing, without Kafka", ratio, "", "", ""))
+    return rows
 
 
 RESTORE_HEAD = ("what", "figure")
