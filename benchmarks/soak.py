@@ -1,7 +1,8 @@
 """A worker under a steady load for a long time: is anything lost, does memory grow, does latency rise?
 
-Four fifths of the load that throughput measured, 20 minutes. Runs live for a minute here (`engine.run_ttl_s`),
-so that memory must reach its plateau early: entities come and go as fast all the time. Figures are told minute
+Four fifths of the load that throughput measured, 20 minutes. Runs live for a minute here (`engine.run_ttl_s`), and
+what is dead for that long is swept every ten (`engine.tick_s`): from the twelfth minute on memory must be on its
+plateau. Figures are told minute
 by minute; the first quarter counts as warming up.
 """
 
