@@ -26,7 +26,7 @@ from detectors.base import FleetFigures
 from stream import calibration
 from stream.actions.base import Remembering, Tools, configured
 from stream.actions.outbox import Outbox
-from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one, records_of, take_batches, taken
+from stream.batches import Ending, Hands, Run, end_in_order, nothing, one_by_one, record_of, take_batches, taken
 from stream.checkpoints import FencedError, Keeper, Keeping, Place, Standby, on_kafka
 from stream.clock import Clock
 from stream.columns import Columns
@@ -264,11 +264,8 @@ def attach(
             await send([Message(topics.dead, None, error.marker)])
             raise
 
-    def as_records(events: Sequence[Any]) -> list[Record]:
-        return records_of(taken(events), int(clock.now() * 1000))
-
     async def ingest_batch(events: list[Any]) -> Ending:
-        records = as_records(events)
+        records = list(map(record_of, taken(events)))
         async with ingest_lock:
             passed = progress.passing_on(records)
             sent = await send.begin(await ingested(records, ingest_stage.process))
@@ -286,7 +283,7 @@ def attach(
 
     async def keyed_events(of: Sequence[tuple[Keeper[DetectStage], list[Any]]]) -> Ending:
         # All partitions together: each record of the graph topic, and each look at records, has its price.
-        records = [record for _, events in of for record in as_records(events)]
+        records = [record_of(raw) for _, events in of for raw in taken(events)]
         async with ingest_lock:
             passed = progress.passing_on(records)
             messages, handed = await ingested(records, ingest_stage.hand_over)

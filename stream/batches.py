@@ -16,6 +16,7 @@ from burnfuse.event import SEQUENCE_HEADER
 from stream.errors import BurnfuseError
 from stream.ingest.ingest import Record
 from stream.ingest.replayed import replayed
+from stream.numeric import LAST_MS
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,6 @@ T = TypeVar("T")
 _ON_THEIR_WAY = 2
 """Batches whose messages Kafka has yet to confirm while another one is computed: with one, ingest stands still while a
 broker writes."""
-
-_AHEAD_MS = 2000
-"""Nothing is read before it was logged, but clocks of different machines differ by a little."""
 
 Ending: TypeAlias = Callable[[], Awaitable[None]]
 """The second half of the work on a batch: waiting for Kafka, and what follows from its answer."""
@@ -176,26 +174,18 @@ async def one_by_one(endings: Iterable[Ending]) -> None:
         await ending()
 
 
-def records_of(raws: Iterable[Any], now_ms: int) -> list[Record]:
-    """Records as ingest takes them, from what aiokafka has read by this moment, ms since 1970.
-
-    Where Kafka keeps what producers say, a clock that is hours ahead would have an event wait for its turn for hours,
-    and with it all that is committed.
-    """
-    latest = now_ms + _AHEAD_MS
-    return [
-        Record(raw.value, raw.partition, raw.offset, raw.timestamp)
-        if -1 <= raw.timestamp <= latest and not raw.headers
-        else Record(
-            value=raw.value,
-            source=raw.partition,
-            position=raw.offset,
-            log_ms=max(-1, min(raw.timestamp, latest)),
-            sequence=sequence_of(raw.headers),
-            replayed=replayed(raw.headers),
-        )
-        for raw in raws
-    ]
+def record_of(raw: Any) -> Record:
+    """A record as ingest takes it, from what aiokafka has read; of its timestamp what can be a time."""
+    if not raw.headers and -1 <= raw.timestamp <= LAST_MS:
+        return Record(raw.value, raw.partition, raw.offset, raw.timestamp)
+    return Record(
+        value=raw.value,
+        source=raw.partition,
+        position=raw.offset,
+        log_ms=max(-1, min(raw.timestamp, LAST_MS)),
+        sequence=sequence_of(raw.headers),
+        replayed=replayed(raw.headers),
+    )
 
 
 def sequence_of(headers: Sequence[tuple[str, bytes | None]] | None) -> int:

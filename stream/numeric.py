@@ -23,6 +23,9 @@ still allows must not overflow the sums."""
 MAX_PARTITIONS = 100_000
 """Far more than a topic has."""
 
+LAST_MS = 1000 * LAST_SECOND
+"""The last moment at which a record can have been logged, ms since 1970."""
+
 NUMBERS: Mapping[str, np.dtype[Any]] = {
     # Hashes of ids: what tells entities apart. Texts are for people, and are looked at only in findings.
     "event": np.dtype("<u8"),
@@ -72,7 +75,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "source": (0, MAX_PARTITIONS - 1),
     "position": (0, (1 << 43) - 1),  # with the item below it, it fits into 64 bits; see `stream.sequencer`
     "item": (0, (1 << 20) - 1),
-    "log_ms": (-1, 1000 * LAST_SECOND),  # -1 where Kafka does not say; `stream.sequencer` counts far beyond
+    "log_ms": (-1, LAST_MS),  # -1 where Kafka does not say
     "sequence": (0, (1 << 63) - 1),
 }
 """What ingest makes lies within. A damaged number must not get as far as the detectors: whichever fails on it is

@@ -5,7 +5,8 @@ What an entity's detectors see must not depend on that. So every packed record s
 partition has been passed on, and events wait until no earlier logged one can come.
 
 The order is that of the log (the records' timestamps), not of event time: a producer's wrong clock then
-delays nobody, and old streams can be sent after new ones.
+delays nobody, and old streams can be sent after new ones. Where those timestamps are producers' own, one may lie in
+the future: such an event goes on at once, for else all that is committed would wait with it.
 
 What waits is not saved. A `Position` says how a reader that begins again gets to the very same point: which
 records to read again, and which of their events have been given out. Ingest may send events again after a
@@ -23,11 +24,13 @@ import numpy as np
 from detectors.types import Bools, Ints
 from stream.clock import Clock
 from stream.columns import Columns, Packed
-from stream.numeric import MAX_PARTITIONS
+from stream.numeric import LAST_MS, MAX_PARTITIONS
 
 Token = TypeVar("Token")
 
 _FAR = np.iinfo(np.int64).max
+_AHEAD_MS = 10_000
+"""Nothing is read before it was logged, but clocks of different machines differ by a little."""
 _ITEM_BITS = 20
 """A record of at most 1 MiB holds fewer events than 2^20."""
 
@@ -44,7 +47,8 @@ class Position(msgspec.Struct, frozen=True):
     Attributes:
         first: Offset from which on records must be read again; those below are done with.
         end: Offset of the first record that has not been taken in.
-        limit: Of the records between, events logged before this moment (ms since 1970) have been given out.
+        limit: Of the records between, events logged before this moment (ms since 1970) have been given out, and
+            maybe some from the future: these are given out again, and their ids are known.
         progress: How far each input partition had been passed on by `end`; see `Packed`.
         partitions: How many the input topic has; 0: nobody has said so yet.
         marks: Input partition -> (position, item) of the latest event seen, as of `first`.
@@ -157,7 +161,8 @@ class Sequencer(Generic[Token]):
         self._started = now if self._started is None else self._started
         self._partitions = packed.partitions
         for source, ms in packed.progress.items():
-            self._progress[source] = ms
+            # What is beyond all times is no record's, but stands for a partition that is idle.
+            self._progress[source] = ms if ms > LAST_MS else min(ms, self._horizon_ms)
             self._heard[source] = now
 
     def read_up_to(self, end: int, moment: float) -> None:
@@ -183,10 +188,11 @@ class Sequencer(Generic[Token]):
             return Columns.empty(), done  # not all of what waited has come again
         # While anything waits the limit never falls, or it would not tell what has been given out: a partition
         # that was silent for long may come back with earlier events.
-        limit = max(self._limit, self.passed_ms)
+        limit, horizon = max(self._limit, self.passed_ms), self._horizon_ms
         chosen, left = [], []
         for part in self._parts:
-            due = part.columns.numbers["log_ms"] < limit
+            logged = part.columns.numbers["log_ms"]
+            due = (logged < limit) | (logged > horizon)
             if due.all():
                 chosen.append(part.columns)
                 done.append(part.token)
@@ -212,6 +218,14 @@ class Sequencer(Generic[Token]):
             },
         )
         return columns.take(_order(columns)), done
+
+    @property
+    def _horizon_ms(self) -> int:
+        """What was logged after this moment, ms since 1970, was so by a clock that is ahead: nobody waits for then.
+
+        Only waiting depends on it. When a record was logged must be the same for all who read it again.
+        """
+        return int(self._clock.now() * 1000) + _AHEAD_MS
 
     @property
     def passed_ms(self) -> int:

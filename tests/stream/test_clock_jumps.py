@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from stream.batches import records_of
+from stream.batches import record_of
 from stream.clock import ManualClock
+from stream.columns import Columns
 from stream.engine import WATCH
 from stream.ingest.ingest import Record
 from stream.pipeline import make_ingest
 from stream.progress import Progress
 from stream.settings import default_settings
-from stream.stages import DetectStage, IngestStage, Topics, position_name
+from stream.stages import DetectStage, IngestStage, Topics, own, position_name
+from stream.state import Saved, origin
 
 SETTINGS = default_settings()
 TOPICS = Topics.of(SETTINGS.kafka)
@@ -87,20 +89,55 @@ def test_events_logged_after_a_jump_are_judged_all_the_same(jump: float) -> None
     assert value("burnfuse_events_rejected_total", {"reason": "bad_time"}) == 0
 
 
+def raw(n: int, at_s: float, logged_s: float) -> Any:
+    """A record as aiokafka reads it."""
+    value = json.dumps({"agent_id": "a", "ts": at_s, "event_id": f"e{n}"}).encode()
+    return SimpleNamespace(value=value, partition=0, offset=n, timestamp=int(logged_s * 1000), headers=())
+
+
+def taken_by(*stages: DetectStage) -> float:
+    """How many events have gone through detectors."""
+    return sum(stage._metrics.registry.get_sample_value("burnfuse_events_taken_total") or 0.0 for stage in stages)
+
+
 def test_a_producer_whose_clock_is_a_day_ahead_holds_nothing_back() -> None:
     clock = Jumping(BEGIN_S)
     ingest = IngestStage(TOPICS, make_ingest(SETTINGS, position_name(TOPICS.usage), clock, None), inputs=1, outputs=1)
     stage = DetectStage(SETTINGS, TOPICS, WATCH, "bf.events/0", clock)
     for n in range(6):
-        logged_s = clock.now() + (86_400.0 if n == 2 else 0.0)
-        event = {"agent_id": "a", "ts": clock.now(), "event_id": f"e{n}"}
-        raw = SimpleNamespace(
-            value=json.dumps(event).encode(), partition=0, offset=n, timestamp=int(logged_s * 1000), headers=()
-        )
-        for message in ingest.process(records_of([raw], int(clock.now() * 1000))):
+        one = raw(n, clock.now(), clock.now() + (86_400.0 if n == 2 else 0.0))
+        for message in ingest.process([record_of(one)]):
             stage.add(message.value, message)
         stage.step()
         clock.advance(1.0)
     # All but the latest: it may have company in its millisecond.
     assert stage.waiting == 1
     assert stage.first == stage.end - 1
+
+
+@pytest.mark.parametrize("jump", [*HOURS, -30.0, -5.0, 0.0])
+def test_a_keyed_input_that_is_read_again_by_another_clock_loses_nothing(jump: float) -> None:
+    clock = Jumping(BEGIN_S)
+    ingest = IngestStage(TOPICS, make_ingest(SETTINGS, position_name(TOPICS.usage), clock, None), inputs=1, outputs=1)
+    made_of = origin(TOPICS.usage, 1, None)
+    first, second = (DetectStage(SETTINGS, TOPICS, WATCH, f"{TOPICS.usage}/0", clock) for _ in range(2))
+
+    def read(stage: DetectStage, log: list[Any]) -> None:
+        _, handed = ingest.hand_over(list(map(record_of, log)))
+        stage.take(handed[0], None, log[-1].offset)
+        stage.step()
+
+    # Two are out of order, and the latest one waits.
+    log = [raw(n, BEGIN_S + n, BEGIN_S + n + {5: 1.5, 6: -1.0}.get(n, 0.0)) for n in range(8)]
+    clock.advance(7.0)
+    read(first, log[:7])
+    assert first.waiting
+    saved = Saved()
+    saved.take(first.checkpoint(made_of))
+    clock.jump = jump
+    assert list(second.restore(saved, made_of))
+    read(second, log[second.first :])
+    second.take(own(Columns.empty(), 1 << 62), None)  # the partition is idle
+    second.step()
+    assert second.waiting == 0
+    assert taken_by(first, second) == 8
