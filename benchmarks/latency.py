@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,20 +179,11 @@ def run(rate: float, seconds: float, name: str = "burnfuse") -> results.Figures:
     return _figures(done.load, done.answer, done.found, done.incidents, done.slack)
 
 
-@contextmanager
-def _order(broker: Broker, topic: str, load: Load, keyed: bool) -> Iterator[tuple[list[str], Path]]:
-    """The command that sends the load, and the file that will hold its answer."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "answer.json")
-        order = pace.Order(broker.address, topic, load, CORES[-1], os.getpid(), str(out), keyed)
-        yield [sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(order).decode()], out
-
-
 def _send(
     broker: Broker, topic: str, load: Load, keyed: bool, worker: Process, look: Callable[[], None], seconds: float
 ) -> pace.Answer:
     with (
-        _order(broker, topic, load, keyed) as (sending, out),
+        pace.order(broker.address, topic, load, keyed=keyed) as (sending, out),
         progress(f"{load.rate:,.0f} events/s, {seconds:.0f} s", load.events) as tell,
         running(sending) as sender,
     ):

@@ -11,7 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -20,7 +22,7 @@ from confluent_kafka import Producer
 
 from benchmarks.broker import placed
 from benchmarks.load import CHUNK, Load, chunks, loops
-from benchmarks.processes import settle
+from benchmarks.processes import CORES, settle
 
 _STEP_S = 0.005
 _FIRST_S = 1.0
@@ -43,7 +45,16 @@ class Order(msgspec.Struct, frozen=True):
     core: int
     parent: int
     out: str
-    keyed: bool = False
+    keyed: bool
+
+
+@contextmanager
+def order(broker: str, topic: str, load: Load, *, keyed: bool = False) -> Iterator[tuple[list[str], Path]]:
+    """The command that sends a load from the last core, and the file that will hold its answer."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder, "answer.json")
+        given = Order(broker, topic, load, CORES[-1], os.getpid(), str(out), keyed)
+        yield [sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(given).decode()], out
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -13,12 +13,10 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -327,12 +325,9 @@ class Looker:
 
 @contextmanager
 def _sending(broker: Broker, topic: str, load: Load) -> Iterator[Process]:
-    with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder, "answer.json"))
-        order = pace.Order(broker.address, topic, load, CORES[-1], os.getpid(), out)
-        with running([sys.executable, "-m", "benchmarks.pace", msgspec.json.encode(order).decode()]) as sender:
-            yield sender
-            os.kill(sender.pid, signal.SIGKILL)
+    with pace.order(broker.address, topic, load) as (sending, _), running(sending) as sender:
+        yield sender
+        os.kill(sender.pid, signal.SIGKILL)
 
 
 def restore(broker: Broker, agents: int, rate: float, kills: int) -> results.Figures:

@@ -98,9 +98,9 @@ class Table:
 
     def __init__(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
         self._fields = {name: (np.dtype(f[0]), f[1], f[2] if len(f) > 2 else 0) for name, f in fields.items()}
-        self._room: dict[str, NDArray[Any]] = {}
+        self._room = {n: np.empty((0, w) if w else 0, dtype) for n, (dtype, _, w) in self._fields.items()}
         # Views of the rows that exist.
-        self._columns: dict[str, NDArray[Any]] = {}
+        self._columns = dict(self._room)
         # By their bits, for a blank may be NaN, and -0.0 is not 0.0.
         self._blank_bits = {
             name: np.array(blank, dtype).view(f"u{dtype.itemsize}") for name, (dtype, blank, _) in self._fields.items()
@@ -142,21 +142,13 @@ class Table:
             column[:, i][rows] = values[:, i]
 
     def reserve(self, rows: int) -> None:
-        """Makes sure that rows 0 .. rows - 1 exist; a few more come to exist with them, so growth stays cheap.
-
-        There is room for half as many again at least, but what was never written takes no memory.
-        """
+        """Makes sure that rows 0 .. rows - 1 exist; some more come to exist with them (half as many as there are, in
+        large tables a 32nd), so growth stays cheap. Room beyond these takes no memory until it is written."""
         if rows <= self._rows:
             return
         size = _grown(self._rows, rows)
-        for name, (dtype, blank, width) in self._fields.items():
-            room = self._room.get(name)
-            if room is None or size > len(room):
-                most = _room(self._rows, size)
-                room = _space(most * max(1, width), dtype).reshape((most, width) if width else most)
-                if self._rows:
-                    room[: self._rows] = self._columns[name]
-                self._room[name] = room
+        for name, (_, blank, _) in self._fields.items():
+            room = self._room[name] = _with_room(self._room[name], self._rows, size)
             room[self._rows : size] = blank
             self._columns[name] = room[:size]
         self._rows = size
@@ -254,9 +246,7 @@ class Records(Table):
         if rows <= self._rows:
             return
         size = _grown(self._rows, rows)
-        if size > len(self._all):
-            self._all = _space(_room(self._rows, size), self._piece)
-            self._all[: self._rows] = self._pieces
+        self._all = _with_room(self._all, self._rows, size)
         self._all[self._rows : size] = self._blank
         self._pieces, self._rows = self._all[:size], size
         whole = self._pieces.view(self._record)
@@ -277,7 +267,6 @@ class Sparse(Table):
         self._free: list[int] = []
         self._open = 0
         super().__init__(fields)
-        self._columns = {n: np.empty((0, w) if w else 0, dtype) for n, (dtype, _, w) in self._fields.items()}
 
     @property
     def rows(self) -> int:
@@ -308,7 +297,7 @@ class Sparse(Table):
 
     def reserve(self, rows: int) -> None:
         if rows > (before := len(self._place)):
-            place = np.full(_room(before, rows), -1, np.int32)
+            place = np.full(_grown(before, rows), -1, np.int32)
             place[:before] = self._place
             self._place = place
 
@@ -343,39 +332,42 @@ class Sparse(Table):
         super().write(places, {name: value for name, value in columns.items() if name != _USED})
 
 
-_APART_BYTES = 1 << 18
-_HUGE_BYTES = 1 << 22
-"""From here on memory in pages of 2 MiB, as numpy has it by itself: rows are read in no order."""
-
 _USED = "in use"
 """What a page of a `Sparse` table holds beside its fields: which of the rows are in use."""
 
 
+_LARGE = 1 << 10
+_APART_BYTES = 1 << 18
+_HUGE_BYTES = 1 << 22
+"""From here on memory in pages of 2 MiB, as numpy has it by itself: rows are read in no order."""
+
+
 def _grown(before: int, rows: int) -> int:
     """How many rows are to exist when so many are asked for."""
-    return max(rows, before + before // 32 + 16)
+    return max(rows, before + before // (32 if before >= _LARGE else 2))
 
 
-def _room(before: int, rows: int) -> int:
-    """How many rows to have room for."""
-    return max(rows, before + before // 2)
+def _with_room(column: NDArray[Any], rows: int, size: int) -> NDArray[Any]:
+    """The column, or one in its place with the same first rows, and room for `size` rows and half as many as before.
 
-
-def _space(n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """(n,) of whatever there is.
-
-    Large ones lie apart from the heap: there, room that is not yet in use is often memory that once was, and what
+    A large one lies apart from the heap: there, room that is not yet in use is often memory that once was, and what
     smaller ones leave behind is not given back.
     """
-    nbytes = n * dtype.itemsize
+    if size <= len(column):
+        return column
+    shape = (max(size, rows + rows // 2), *column.shape[1:])
+    nbytes = math.prod(shape) * column.dtype.itemsize
     if nbytes < _APART_BYTES or sys.platform == "win32":
-        return np.empty(n, dtype)
-    # Shared, as it would be by default, it has no huge pages, and a child process would write into it.
-    apart = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if nbytes >= _HUGE_BYTES and sys.platform == "linux":
-        with suppress(OSError):  # a kernel that knows none
-            apart.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(apart, dtype)
+        larger = np.empty(shape, column.dtype)
+    else:
+        # Shared, as it would be by default, it has no huge pages, and a child process would write into it.
+        apart = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= _HUGE_BYTES and sys.platform == "linux":
+            with suppress(OSError):  # a kernel that knows none
+                apart.madvise(mmap.MADV_HUGEPAGE)
+        larger = np.frombuffer(apart, column.dtype).reshape(shape)
+    larger[:rows] = column[:rows]
+    return larger
 
 
 # ----------------------------------------------------------------------------------- alert pacing
